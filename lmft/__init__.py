@@ -1,0 +1,14 @@
+"""lmft takes a text file to a language model that continues it, and instructions to a model that answers them, from Python or from the command line. It is written as notebooks: each lesson teaches one step of that way, measures what it says, and is itself the module that you import.
+
+Modules:
+
+- `lmft.batches`: From records to what a model sees: tokens, which of them are trained, and rows without waste
+- `lmft.callbacks`: Precision that is what it says, a log of every step, samples of what the model writes
+- `lmft.core`: Sizes, seeds, devices, precision, errors that name the line, writes that cannot be half done, and the ledger of claims
+- `lmft.generation`: Continue a text, answer a question, and say how probable a given answer is
+- `lmft.learner`: One loop for everything: fastai's, made exact for tokens
+- `lmft.models`: Tiny configurations of real architectures, safe loading and saving, and which part of a model a method trains
+- `lmft.records`: Files, folders and 🤗 datasets as plain dicts: every public shape recognised, every bad record named"""
+
+from importlib.metadata import version
+__version__ = version("lmft")
