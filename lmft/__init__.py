@@ -4,6 +4,7 @@ Modules:
 
 - `lmft.batches`: From records to what a model sees: tokens, which of them are trained, and rows without waste
 - `lmft.callbacks`: Precision that is what it says, a log of every step, samples of what the model writes
+- `lmft.cli`: `lmft pretrain`, `lmft sft`, `lmft merge`, `lmft generate`, `lmft chat`: thin doors to the library
 - `lmft.core`: Sizes, seeds, devices, precision, errors that name the line, writes that cannot be half done, and the ledger of claims
 - `lmft.generation`: Continue a text, answer a question, and say how probable a given answer is
 - `lmft.learner`: One loop for everything: fastai's, made exact for tokens

@@ -32,13 +32,13 @@ class Precision(Callback):
     def __init__(self,
         precision:str='auto',  # 'auto', 'fp32', 'bf16' or 'fp16'
     ):
-        self.precision = precision
+        self.asked = precision
 
     def before_fit(self):
         device = next(self.model.parameters()).device
-        self.precision = pick_precision(self.precision, device)
-        self.model.amp = None if self.precision=='fp32' else dtypes[self.precision]
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision=='fp16')
+        self.used = pick_precision(self.asked, device)
+        self.model.amp = None if self.used=='fp32' else dtypes[self.used]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.used=='fp16')
 
     def before_backward(self): self.learn.loss_grad = self.scaler.scale(self.loss_grad)
     def before_step(self): self.scaler.unscale_(self.opt.opt)

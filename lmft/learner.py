@@ -26,7 +26,7 @@ from fastai.callback.schedule import ParamScheduler, combined_cos
 from fastai.callback.training import GradientClip
 from fastai.learner import Learner, Metric, Recorder
 from fastai.optimizer import OptimWrapper
-from fastcore.basics import IN_NOTEBOOK, patch
+from fastcore.basics import IN_NOTEBOOK, noop, patch
 from fastcore.foundation import L
 from torch import nn
 
@@ -125,7 +125,7 @@ class TokenAccumulation(Callback):
         self.loss_grad.backward()
         return loss
 
-    def after_loss(self): self.learn.loss = self.loss+self.done
+    def after_loss(self): self.learn.loss = self.loss.detach()+self.done
     def after_batch(self): self.learn.loss_func.n = None
 
 # %% ../nbs/05_learner.ipynb #196862fc
@@ -232,7 +232,9 @@ def lm_learner(
     learn = LMLearner(dls, model, loss_func=TermLoss(loss_func), metrics=list(metrics), lr=lr, wd=wd, wd_bn_bias=True, train_bn=False,
                       cbs=[TokenAccumulation(), GradientClip(clip), *L(cbs)], **kwargs)
     learn.recorder.loss = ExactLoss()
-    if not (IN_NOTEBOOK or sys.stderr.isatty()): learn.remove_cbs(ProgressCallback)          # quiet in a pipe
+    if not (IN_NOTEBOOK or sys.stderr.isatty()):                                             # quiet in a pipe
+        learn.remove_cbs(ProgressCallback)
+        learn.logger = noop
     return learn
 
 # %% ../nbs/05_learner.ipynb #72f01845

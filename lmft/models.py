@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .core import LmftError, atomic_path
+from .batches import check_folder
 
 import torch
 import transformers
@@ -109,7 +110,7 @@ def _quiet():
 
 # %% ../nbs/04_models.ipynb #98c26071
 def _from_pretrained(path, head, **kwargs):
-    if not Path(path).exists() and (str(path).count('/')>1 or str(path)[:1] in './~'): raise LmftError(f'{path}: there is no such folder')
+    check_folder(path)
     try:
         with _quiet(): return _head(head).from_pretrained(path, trust_remote_code=False, use_safetensors=True,
                                                           dtype=torch.float32, output_loading_info=True, **kwargs)
