@@ -31,7 +31,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from .core import BadRecord, LmftError
+from .core import BadRecord, LmftError, pick_device
 
 # %% ../nbs/03_batches.ipynb #f90e6ae7
 pad_token,end_token = '<|pad|>','<|end|>'
@@ -271,7 +271,10 @@ class LMDL(DataLoader):
         kwargs = {k:v for k,v in kwargs.items() if k in ('device', 'drop_last') or k in self._args}
         return type(self)(self.dataset if dataset is None else dataset, **{**dict(device=self.device), **self._args, **kwargs})
 
-    def _collate(self, rows): return make_batch(rows, self.tok.pad_token_id if self.tok else 0, self.packed, self.shift)
+    def _collate(self, rows):
+        ids = [self.tok.pad_token_id, self.tok.eos_token_id, self.tok.sep_token_id] if self.tok else [0]
+        fill = next((i for i in ids[self.packed:] if i is not None), ids[0])     # 🤗 warns of pads without a mask; packed rows have none
+        return make_batch(rows, fill, self.packed, self.shift)
     def retain(self, res, b): return res
     def create_batch(self, rows):
         micros = [self._collate(rows[i:i+self.micro_bs]) for i in range(0, len(rows), self.micro_bs)]
@@ -346,12 +349,13 @@ def lm_dls(
     n_acc:int=1,         # Micro-batches of a step
     packed:bool=True,    # Pack examples into rows; else one a row, like lengths together
     seed:int=0,          # Decides the order of rows
-    device=None,         # Where batches go
+    device=None,         # Where batches go; None: a GPU if there is one
 ) -> DataLoaders:
     "DataLoaders of examples, packed into rows of `seq_len` tokens or padded"
     def rows(exs): return [[exs[i] for i in r] for r in pack([len(e['input_ids']) for e in exs], seq_len)] if packed else [[e] for e in exs]
     for name,exs in (('training', train), ('validation', valid)):
         if not exs: raise LmftError(f'no {name} example has a target within seq_len {seq_len}; use longer rows or other data')
+    device = device or pick_device()
     kw = dict(tok=tok, bs=bs, packed=packed, by_length=not packed, device=device, seed=seed)
     return DataLoaders(LMDL(rows(train), n_acc=n_acc, shuffle=True, **kw), LMDL(rows(valid), **kw), device=device)
 

@@ -31,16 +31,16 @@ from transformers.pytorch_utils import Conv1D
 if not sys.stderr.isatty(): transformers.utils.logging.disable_progress_bar()    # quiet in a pipe
 
 # %% ../nbs/04_models.ipynb #47d40a4b
-sizes = dict(tiny=dict(width=160, depth=4, heads=5, mlp=448), small=dict(width=384, depth=8, heads=6, mlp=1088))
+sizes = dict(tiny=dict(width=144, depth=4, heads=4, mlp=400), small=dict(width=384, depth=6, heads=6, mlp=1088))
 
 def _llama(width, depth, heads, mlp, seq_len):
     return dict(hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, num_key_value_heads=heads,
-                intermediate_size=mlp, max_position_embeddings=seq_len, tie_word_embeddings=True)
+                intermediate_size=mlp, max_position_embeddings=seq_len, tie_word_embeddings=False)
 def _qwen3(width, heads, **kwargs): return dict(_llama(width=width, heads=heads, **kwargs), head_dim=width//heads)
 def _gpt2(width, depth, heads, mlp, seq_len):
     return dict(n_embd=width, n_layer=depth, n_head=heads, n_positions=seq_len, resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.)
 def _bert(width, depth, heads, mlp, seq_len):
-    return dict(hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=mlp,
+    return dict(hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=4*width,
                 max_position_embeddings=seq_len, hidden_dropout_prob=0., attention_probs_dropout_prob=0.)
 archs = dict(llama=_llama, qwen3=_qwen3, gpt2=_gpt2, bert=_bert)
 

@@ -1,0 +1,120 @@
+"The commands as a user runs them: the main job on real text and instructions, and what is refused."
+import io, json, os, subprocess, sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+
+from lmft.cli import main, options
+
+def run(*argv, code=0):
+    "stdout of a command run in this process; one line on stderr if it is to be refused"
+    out,err = io.StringIO(),io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err): got = main([str(a) for a in argv])
+    assert got==code, err.getvalue()
+    if code: assert err.getvalue().startswith('lmft: ') and err.getvalue().count('\n')==1, err.getvalue()
+    return err.getvalue() if code else out.getvalue()
+
+def metrics(out): return json.loads((out/'metrics.json').read_text())
+def log(out): return [json.loads(l) for l in (out/'log.jsonl').read_text().splitlines()]
+
+@pytest.fixture(scope='module')
+def base(tmp_path_factory):
+    "A model pretrained for two hundred steps on a real book"
+    if 'LMFT_DATA' not in os.environ: pytest.skip('LMFT_DATA is not set (README, "Real data")')
+    out = tmp_path_factory.mktemp('base')/'run'
+    run('pretrain', '--data', Path(os.environ['LMFT_DATA'])/'text/time_machine.txt', '--model', 'tiny', '--max_steps', 200, '--out', out)
+    return out
+
+def test_pretraining_on_a_book(base):
+    "200 steps of `tiny` reach below 2.5 bits per byte on the held-out part, and everything that a run leaves is there"
+    m,rows = metrics(base),log(base)
+    assert m['valid_bpb']<2.5<m['valid_bpb_before'] and m['steps']==200
+    assert sorted(p.name for p in base.iterdir())==['config.json', 'log.jsonl', 'loss.png', 'metrics.json', 'model']
+    assert {p.suffix for p in (base/'model').iterdir()}<={'.json', '.safetensors', '.jinja'}           # no pickle
+    assert [r['step'] for r in rows if 'valid_loss' not in r]==[s for s in range(10, 201, 10) if s not in {r['step'] for r in rows if 'valid_loss' in r}]
+    assert all({'step', 'tokens', 'loss', 'lr', 'tokens_per_s'}<=set(r) for r in rows)
+    assert rows[-1]['tokens']==m['tokens'] and rows[-1]['loss']<rows[0]['loss']-1
+    assert m['total_params']==pytest.approx(2e6, rel=.25)
+    config = json.loads((base/'config.json').read_text())
+    assert config['seed']==0 and config['fingerprint']['data'] and config['versions']['torch']
+
+def test_the_main_job(base, data, tmp_path):
+    "Continue a sentence, tune on instructions with LoRA, ask, merge, ask again: the merged model answers the same"
+    text = run('generate', '--model', base, '--prompt', 'The Time Traveller', '--max_new_tokens', 12)
+    assert text.startswith('The Time Traveller') and len(text)>25
+    sft = tmp_path/'sft'
+    run('sft', '--data', data/'instruct/gsm8k_alpaca_dev.jsonl', '--model', base, '--method', 'lora', '--max_steps', 25, '--seq_len', 256, '--out', sft)
+    m = metrics(sft)
+    assert m['valid_loss']<m['valid_loss_before']-.5 and m['trainable_params']<.1*m['total_params']
+    run('merge', '--model', sft, '--out', tmp_path/'merged')
+    assert metrics(tmp_path/'merged')['max_logit_diff']<1e-3
+    ask = ['--prompt', 'Tom has 3 apples and buys 4 more. How many apples does he have?', '--max_new_tokens', 16]
+    assert run('chat', '--model', sft, *ask)==run('chat', '--model', tmp_path/'merged', *ask)
+
+def test_continued_pretraining_watches_the_old_text(base, data, tmp_path):
+    run('pretrain', '--data', data/'text/tinyshakespeare.txt', '--model', base, '--keep', data/'text/time_machine.txt', '--max_steps', 15, '--out', tmp_path/'next')
+    m = metrics(tmp_path/'next')
+    assert m['valid_bpb']<m['valid_bpb_before'] and m['keep_bpb_after']!=m['keep_bpb_before']
+
+def test_full_tuning_of_conversations(base, data, tmp_path):
+    "Multi-turn conversations of a real set, every weight trained"
+    run('sft', '--data', data/'chat/sgd_dev.jsonl', '--model', base, '--max_steps', 8, '--bs', 4, '--out', tmp_path/'chat', '--valid', '0.02')
+    m = metrics(tmp_path/'chat')
+    assert m['trainable_params']==m['total_params'] and m['valid_bpb']<m['valid_bpb_before']
+
+@pytest.mark.parametrize('name', ['alpaca_null_output.json', 'chat_unknown_role.jsonl', 'empty.jsonl', 'missing_fields.jsonl', 'truncated.jsonl', 'wrong_utf8.jsonl'])
+def test_broken_files_are_refused(base, data, tmp_path, name):
+    err = run('sft', '--data', data/'broken'/name, '--model', base, '--out', tmp_path/'new', code=2)
+    assert name in err and not (tmp_path/'new').exists()
+
+def test_bad_records_can_be_skipped(base, data, tmp_path):
+    "Good records train, bad ones are counted and listed with their lines"
+    out = tmp_path/'new'
+    run('sft', '--data', data/'broken/missing_fields.jsonl', '--model', base, '--out', out, '--on_bad', 'skip', '--valid', '0.4', '--max_steps', 1)
+    bad = [json.loads(l) for l in (out/'bad_records.jsonl').read_text().splitlines()]
+    assert metrics(out)['bad_records']==3 and [b['line'] for b in bad]==[2, 4, 6]
+
+@pytest.mark.parametrize('name', ['huge_line.jsonl', 'huge_line.txt'])
+def test_huge_lines_train(data, tmp_path, name):
+    "Two million characters on one line; as one record it cannot be split, so another file validates"
+    run('pretrain', '--data', data/'broken'/name, '--valid', data/'text/alice.txt', '--max_steps', 1, '--bs', 1, '--seq_len', 32, '--vocab_size', 300, '--out', tmp_path/'new')
+    assert metrics(tmp_path/'new')['steps']==1
+
+@pytest.mark.parametrize('argv, says', [
+    (['--lr', '-1'], '--lr'), (['--max_steps', '0'], '--max_steps'), (['--n_acc', 'two'], 'n_acc'), (['--warmup', '3'], '--warmup'),
+    (['--device', 'tpu'], 'tpu'), (['--precision', 'fp8'], 'fp8'), (['--precision', 'fp16', '--device', 'cpu'], 'fp16'), (['--resume'], '--resume'),
+    (['--save_every', '5'], '--save_every'), (['--objective', 'mlm+nsp'], 'mlm+nsp'), (['--valid', '0'], '--valid'), (['--vocab_size', '7'], 'vocab_size'),
+    (['--seq_len', '1'], 'seq_len'), (['--log', 'tensorboard'], 'tensorboard'), (['--on_bad', 'ignore'], 'ignore'), (['--model', './nowhere'], 'nowhere'),
+    (['--max_step', '5'], '--max_step'), (['--arch', 'bert'], 'bert')])
+def test_bad_options_are_refused(tmp_path, argv, says):
+    (tmp_path/'text.txt').write_text('One line.\n\n'*4000)
+    assert says in run('pretrain', '--data', tmp_path/'text.txt', '--out', tmp_path/'new', *argv, code=2)
+    assert not (tmp_path/'new').exists()
+
+def test_a_full_folder_is_refused_and_can_be_overwritten(tmp_path):
+    (tmp_path/'text.jsonl').write_text(''.join(json.dumps(dict(text=f'The {a} sees the {b}.'))+'\n' for a in 'cat dog owl fox'.split() for b in 'sun moon sea'.split()))
+    out = tmp_path/'run'
+    args = ['pretrain', '--data', tmp_path/'text.jsonl', '--vocab_size', 300, '--max_steps', 2, '--seq_len', 16, '--valid', .2, '--out', out]
+    run(*args)
+    (out/'notes.txt').write_text('mine')
+    before = (out/'metrics.json').read_text()
+    assert 'not empty' in run(*args, code=2) and (out/'metrics.json').read_text()==before
+    run(*args, '--max_steps', 3, '--overwrite')
+    assert metrics(out)['steps']==3 and (out/'notes.txt').read_text()=='mine'            # what is not ours stays
+    (tmp_path/'file').write_text('')
+    assert 'must be a folder' in run(*args[:-1], tmp_path/'file', code=2)
+
+def test_the_process(tmp_path):
+    "As a program in a pipe: no progress, no traceback, the exit code; help is quick and lists every option"
+    def lmft(*argv, **kwargs): return subprocess.run([Path(sys.executable).with_name('lmft'), *map(str, argv)], capture_output=True, text=True, **kwargs)
+    p = lmft('pretrain', '--data', tmp_path/'none.txt', '--out', tmp_path/'new')
+    assert p.returncode==2 and p.stderr.startswith('lmft: ') and 'none.txt' in p.stderr and p.stderr.count('\n')==1 and not p.stdout
+    (tmp_path/'text.txt').write_text('\n\n'.join(f'Line {i} says {i*i}.' for i in range(4000)))
+    p = lmft('pretrain', '--data', tmp_path/'text.txt', '--out', tmp_path/'new', '--max_steps', 2, '--vocab_size', 300, '--seq_len', 32)
+    assert (p.returncode, p.stdout, p.stderr)==(0, '', '')
+    p = lmft('generate', '--model', tmp_path/'new', '--max_new_tokens', 3, input='Line 7')
+    assert p.returncode==0 and p.stdout.startswith('Line 7') and not p.stderr
+    p = lmft('sft', '--help')
+    assert p.returncode==0 and all(f'--{o}' in p.stdout for o in options['sft'])
+    assert lmft('--version').stdout.startswith('lmft ')
