@@ -89,8 +89,8 @@ def _row(self:StepLog):
     self.since = self.tokens,time.perf_counter()
     seconds = self.since[1]-start
     self.seconds += seconds                                            # time in training, validation not counted
-    self.rows.append(dict(step=self.learn.train_iter, tokens=self.tokens, loss=self.sum/max(self.n, 1), lr=self.opt.hypers[-1]['lr'],
-                          tokens_per_s=(self.tokens-tokens)/seconds))
+    self.rows.append(dict(step=self.learn.train_iter, tokens=self.tokens, loss=self.sum/max(self.n, 1),
+                          lr=self.opt.hypers[-1]['lr'], tokens_per_s=(self.tokens-tokens)/seconds))
     self.sum,self.n,self.unsent = 0.,0.,True
 
 @patch
@@ -106,7 +106,8 @@ def after_train(self:StepLog):
 @patch
 def after_epoch(self:StepLog):
     rec = self.learn.recorder
-    if self.rows: self.rows[-1].update({k:v for k,v in zip(rec.metric_names[1:], rec.log[1:]) if isinstance(v, float) and k!='train_loss'})
+    figures = {k: v for k,v in zip(rec.metric_names[1:], rec.log[1:]) if isinstance(v, float) and k!='train_loss'}
+    if self.rows: self.rows[-1].update(figures)
     self._send()
 
 # %% ../nbs/07_callbacks.ipynb #71aadd0d
@@ -129,9 +130,10 @@ def wandb_run(
 ):
     "A run of Weights & Biases, offline without a key; a sink for `StepLog`, to be closed by its `finish`"
     import wandb
-    mode = os.environ.get('WANDB_MODE') or ('online' if wandb.Api is not None and _wandb_key() else 'offline')
+    mode = os.environ.get('WANDB_MODE') or ('online' if _wandb_key() else 'offline')
     Path(dir).mkdir(parents=True, exist_ok=True)
-    return wandb.init(project=project, dir=str(dir), config=config, mode=mode, settings=wandb.Settings(silent=True, console='off'))
+    settings = wandb.Settings(silent=True, console='off')
+    return wandb.init(project=project, dir=str(dir), config=config, mode=mode, settings=settings)
 
 def _wandb_key():
     "Is there a key for W&B, in the environment or where `wandb login` puts it?"
@@ -161,7 +163,8 @@ class SampleText(Callback):
         if not self.every: self._sample(self.learn.train_iter)
     def _sample(self, step):
         texts = generate(self.model.hf, self.tok, self.prompts, max_new_tokens=self.max_new_tokens)
-        self.samples += [dict(step=step, prompt=p if isinstance(p, str) else p[-1]['content'], text=t) for p,t in zip(self.prompts, texts)]
+        asked = [p if isinstance(p, str) else p[-1]['content'] for p in self.prompts]
+        self.samples += [dict(step=step, prompt=p, text=t) for p,t in zip(asked, texts)]
     def show(self):
         "Table of samples, a row for each time"
-        display(pd.DataFrame(self.samples).pivot_table(index='step', columns='prompt', values='text', aggfunc='first', sort=False))
+        display(pd.DataFrame(self.samples).pivot_table(index='step', columns='prompt', values='text', aggfunc='first'))

@@ -58,7 +58,8 @@ options = dict(
     merge=dict(model=_sample['model'], **_out),
     generate=_sample,
     chat=_sample)
-required = dict(pretrain=['data', 'out'], sft=['data', 'model', 'out'], merge=['model', 'out'], generate=['model'], chat=['model'])
+required = dict(pretrain=['data', 'out'], sft=['data', 'model', 'out'], merge=['model', 'out'], generate=['model'],
+                chat=['model'])
 
 # %% ../nbs/20_cli.ipynb #f4145495
 class _Usage(Exception): "Options that the parser refuses"
@@ -71,14 +72,18 @@ def _parser():
     main.add_argument('--version', action='version', version=f"lmft {version('lmft')}")
     commands = main.add_subparsers(dest='command', required=True, metavar='|'.join(options))
     for name,opts in options.items():
-        p = commands.add_parser(name, allow_abbrev=False, help=globals()[name].__doc__, description=globals()[name].__doc__)
+        does = globals()[name].__doc__
+        p = commands.add_parser(name, allow_abbrev=False, help=does, description=does)
         for o,(kind,default,text) in opts.items():
-            how = dict(action='store_true') if kind is bool else dict(metavar=o.upper(), **(dict(nargs='+') if kind is list else dict(type=kind)))
             text = text if default in (None, False, []) else f'{text} (default: {default})'
+            how = {bool: dict(action='store_true'), list: dict(nargs='+', metavar=o.upper())}
+            how = how.get(kind, dict(type=kind, metavar=o.upper()))
             p.add_argument(f'--{o}', default=default, required=o in required[name], help=text, **how)
     return main
 
 # %% ../nbs/20_cli.ipynb #224ce6b8
+_allowed = dict(log=('none', 'wandb'), on_bad=('error', 'skip'), objective=('clm',), arch=('llama', 'qwen3', 'gpt2'))
+
 def _check(o):
     "Refuse options that cannot work, in one line"
     from lmft.core import LmftError, pick_device, pick_precision
@@ -86,9 +91,10 @@ def _check(o):
         if o.get(k) is not None and not o[k]>0: raise LmftError(f'--{k} is {o[k]}; it must be more than 0')
     for k in ('resume', 'save_every'):
         if o.get(k): raise LmftError(f'--{k} is not there yet: checkpoints with exact resume come with a later version')
-    for k,allowed in dict(log=('none', 'wandb'), on_bad=('error', 'skip'), objective=('clm',), arch=('llama', 'qwen3', 'gpt2')).items():
+    for k,allowed in _allowed.items():
         if k in o and o[k] not in allowed: raise LmftError(f"--{k} is '{o[k]}'; this version knows {', '.join(allowed)}")
-    if not 0<=o.get('temperature', 0.) or not 0<o.get('top_p', 1.)<=1: raise LmftError('--temperature must be 0 or more, --top_p above 0 and at most 1')
+    if not 0<=o.get('temperature', 0.): raise LmftError(f"--temperature is {o['temperature']}; it must be 0 or more")
+    if not 0<o.get('top_p', 1.)<=1: raise LmftError(f"--top_p is {o['top_p']}; it must be above 0 and at most 1")
     device = pick_device(o['device'])
     return device, pick_precision(o['precision'], device) if 'precision' in o else 'fp32'
 
@@ -132,8 +138,9 @@ def _read(o, fields):
     def read(paths):
         records = list(read_records(paths, on_bad=o['on_bad'], bad=bad))
         for r in records:
-            if not any(f<=set(r) for f in fields): raise LmftError(f"{paths[0]}: has records with the fields {', '.join(sorted(r))}; "
-                f"{o['command']} needs {' or '.join(', '.join(sorted(f)) for f in fields)}")
+            if not any(f<=set(r) for f in fields):
+                wanted = ' or '.join(' + '.join(sorted(f)) for f in fields)
+                raise LmftError(f"{paths[0]}: has records with {' + '.join(sorted(r))}; {o['command']} needs {wanted}")
         return records
     records = read(o['data'])
     return (*split_records(records, frac, o['seed']), bad) if frac else (records, read([o['valid']]), bad)
@@ -145,7 +152,8 @@ def _config(o, device, precision, lr):
     libs = {lib: version(lib) for lib in ('lmft', 'torch', 'transformers', 'fastai', 'peft')}
     data = {k: fingerprint(o[k] if isinstance(o[k], list) else [o[k]]) for k in ('data', 'keep') if o.get(k)}
     if _fraction(o['valid']) is None: data['valid'] = fingerprint([o['valid']])
-    return dict({**o, 'lr': lr}, device=str(device), precision=precision, versions=dict(libs, python=platform.python_version()), fingerprint=data)
+    libs['python'] = platform.python_version()
+    return {**o, 'lr': lr, 'device': str(device), 'precision': precision, 'versions': libs, 'fingerprint': data}
 
 def _default_lr(model, method):
     "A rate that trains: higher for small models, higher for adapters"
@@ -166,7 +174,8 @@ def _run(o, out, device, precision, model, tok, dls, lr, bad, extra, keep_dl=Non
     if bad:
         with atomic_write(out/'bad_records.jsonl') as f: f.writelines(json.dumps(b.as_dict())+'\n' for b in bad)
     run = wandb_run(config, out) if o['log']=='wandb' else None
-    log = StepLog(1 if (o['max_steps'] or len(dls.train)*o['epochs'])<=50 else 10, [JsonLines(out/'log.jsonl'), *([run] if run else [])])
+    steps = o['max_steps'] or len(dls.train)*o['epochs']
+    log = StepLog(10 if steps>50 else 1, [JsonLines(out/'log.jsonl'), *([run] if run else [])])
     learn = lm_learner(dls, model, metrics=[BitsPerByte(tok)], lr=lr, cbs=[*mixed_precision(precision), log])
     before = learn.validate()
     metrics = dict(valid_loss_before=before[0], valid_bpb_before=before[1])
@@ -174,13 +183,15 @@ def _run(o, out, device, precision, model, tok, dls, lr, bad, extra, keep_dl=Non
     learn.fit_cos(o['epochs'], steps=o['max_steps'])
     if keep_dl: metrics['keep_bpb_after'] = learn.validate(dl=keep_dl)[1]
     last = log.rows[-1]
-    metrics |= dict(valid_loss=last['valid_loss'], valid_bpb=last['bpb'], train_loss=last['loss'], steps=last['step'], tokens=last['tokens'],
-                    tokens_per_s=last['tokens']/log.seconds, **count_params(model), **extra, **({'bad_records': len(bad)} if o['on_bad']=='skip' else {}))
+    metrics |= dict(valid_loss=last['valid_loss'], valid_bpb=last['bpb'], train_loss=last['loss'], steps=last['step'],
+                    tokens=last['tokens'], tokens_per_s=last['tokens']/log.seconds, **count_params(model), **extra)
+    if o['on_bad']=='skip': metrics['bad_records'] = len(bad)
     save_model(model, tok, out/'model')
     _plot(log.rows, out/'loss.png')
     with atomic_write(out/'metrics.json') as f: json.dump(metrics, f, indent=1)
     if run: run.finish()
-    if sys.stdout.isatty(): print(f"valid_loss {metrics['valid_loss']:.3f}, valid_bpb {metrics['valid_bpb']:.3f}; the model is in {out/'model'}")
+    if sys.stdout.isatty():
+        print(f"valid_loss {metrics['valid_loss']:.3f}, valid_bpb {metrics['valid_bpb']:.3f}, model in {out/'model'}")
     return metrics
 
 # %% ../nbs/20_cli.ipynb #155067d5
@@ -200,8 +211,8 @@ def _plot(rows, path):
 # %% ../nbs/20_cli.ipynb #c635f52d
 def pretrain(**o):
     "Train a language model on text, from scratch or from a checkpoint"
-    from lmft.batches import clm_dls, clm_examples, load_tokenizer, train_tokenizer, lm_dls
-    from lmft.core import LmftError, set_seed
+    from lmft.batches import clm_dls, load_tokenizer, train_tokenizer
+    from lmft.core import set_seed
     from lmft.models import load_model, new_model
     from lmft.records import read_records
     o = _complete('pretrain', o, epochs=1, seq_len=256)
@@ -229,13 +240,16 @@ def _complete(command, o, **defaults):
     if missing := set(required[command])-set(o): raise LmftError(f"{command} needs {', '.join(sorted(missing))}")
     o = {**{k: v[1] for k,v in options[command].items()}, **o, 'command': command}
     o |= {k: v for k,v in defaults.items() if o[k] is None}
-    return {k: ([str(v)] if isinstance(v, (str, Path)) else [str(x) for x in v]) if options[command].get(k, (0,))[0] is list
-            else str(v) if isinstance(v, Path) else v for k,v in o.items()}
+    for k,v in o.items():
+        if isinstance(v, Path): o[k] = str(v)
+        if k!='command' and options[command][k][0] is list:
+            o[k] = [str(x) for x in ([v] if isinstance(v, (str, Path)) else v)]
+    return o
 
 # %% ../nbs/20_cli.ipynb #15c20f02
 def sft(**o):
     "Tune a model on instructions or conversations"
-    from lmft.batches import chat_template, fit_length, lm_dls, load_tokenizer, sft_examples
+    from lmft.batches import fit_length, lm_dls, load_tokenizer, sft_examples
     from lmft.core import LmftError, set_seed
     from lmft.models import load_model, trainable
     o = _complete('sft', o, epochs=3, seq_len=512)
@@ -245,7 +259,8 @@ def sft(**o):
     set_seed(o['seed'])
     path = _model_dir(o['model'])
     tok,model = load_tokenizer(path),load_model(path)
-    if (room := model.config.max_position_embeddings)<o['seq_len']: raise LmftError(f"--seq_len is {o['seq_len']}, but the model has {room} positions")
+    if (room := model.config.max_position_embeddings)<o['seq_len']:
+        raise LmftError(f"--seq_len is {o['seq_len']}, but the model has {room} positions")
     model = trainable(model, o['method'])
     sets,cut,left_out = [],0,0
     for records in (train, valid):
@@ -265,7 +280,8 @@ def merge(**o):
     o = _complete('merge', o)
     device,_ = _check(o)
     out,path = _free(o['out'], o['overwrite']),_model_dir(o['model'])
-    if not (Path(path)/'adapter_config.json').exists(): raise LmftError(f'{path}: holds no adapter, so there is nothing to merge')
+    if not (Path(path)/'adapter_config.json').exists():
+        raise LmftError(f'{path}: holds no adapter, so there is nothing to merge')
     tok,model = load_tokenizer(path),load_model(path).to(device)
     set_seed(o['seed'])
     merged,metrics = merge_adapter(model, torch.randint(model.config.vocab_size, (8, 64), device=device))

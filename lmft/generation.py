@@ -31,8 +31,10 @@ def encode_prompt(
     tok,     # Tokenizer
 ) -> list:
     "Token ids of a prompt, with the begin token if this tokenizer has one"
-    if isinstance(prompt, str): return _bos(tok)+tok(prompt, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
-    return tok(render(prompt, tok, add_generation_prompt=True), add_special_tokens=False, verbose=False).input_ids
+    plain = isinstance(prompt, str)
+    text = prompt if plain else render(prompt, tok, add_generation_prompt=True)
+    ids = tok(text, add_special_tokens=False, split_special_tokens=plain, verbose=False).input_ids
+    return _bos(tok)+ids if plain else ids
 
 # %% ../nbs/06_generation.ipynb #804303df
 def stop_ids(model, tok) -> list:
@@ -56,9 +58,10 @@ def _settings(model, tok, n_prompt, max_new_tokens, temperature, top_p):
     "Arguments of 🤗's `generate`; refuses what would run over the model's positions"
     room = getattr(base_of(model).config, 'max_position_embeddings', None)
     if room and n_prompt+max_new_tokens>room: raise LmftError(
-        f'a prompt of {n_prompt} tokens and {max_new_tokens} new ones exceed the {room} positions of this model; shorten one')
-    sampling = dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0) if temperature else dict(do_sample=False, temperature=None, top_p=None, top_k=None)
-    return dict(max_new_tokens=max_new_tokens, pad_token_id=tok.pad_token_id, eos_token_id=stop_ids(model, tok), **sampling)
+        f'a prompt of {n_prompt} tokens and {max_new_tokens} new ones exceed the {room} positions of this model')
+    draw = (temperature, top_p, 0) if temperature else (None, None, None)
+    return dict(max_new_tokens=max_new_tokens, pad_token_id=tok.pad_token_id, eos_token_id=stop_ids(model, tok),
+                do_sample=bool(temperature), **dict(zip(('temperature', 'top_p', 'top_k'), draw)))
 
 # %% ../nbs/06_generation.ipynb #a42cad73
 def _left_pad(rows, pad_id, device):
@@ -125,7 +128,8 @@ def stream(
     pieces = TextIteratorStreamer(tok, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     def _run():
         try:
-            with evaluating(model): model.generate(**_left_pad([ids], tok.pad_token_id, model.device), **settings, streamer=pieces)
+            batch = _left_pad([ids], tok.pad_token_id, model.device)
+            with evaluating(model): model.generate(**batch, **settings, streamer=pieces)
         except BaseException as e: failed.append(e)
         finally: pieces.end()
     thread = Thread(target=_run, daemon=True)

@@ -11,7 +11,7 @@ Docs: https://lmft-org.github.io/lmft/learner.html.md"""
 # %% auto #0
 __all__ = ['block_mask', 'HFModel', 'TermLoss', 'token_loss', 'over_ranks', 'TokenAccumulation', 'SumMetric', 'ExactLoss',
            'Perplexity', 'Accuracy', 'BitsPerByte', 'AdamW', 'adamw', 'layer_groups', 'LMLearner', 'lm_learner',
-           'StopAt', 'Recorder', 'GradientClip']
+           'StopAt']
 
 # %% ../nbs/05_learner.ipynb #76e903ef
 import math, sys
@@ -44,7 +44,7 @@ def block_mask(
 
 # %% ../nbs/05_learner.ipynb #1397dbcb
 class HFModel(nn.Module):
-    "A 🤗 model that takes one batch and returns predictions for the kept positions: (targets, vocabulary or labels), float32"
+    "A 🤗 model that takes one batch and returns float32 predictions for the kept positions: (targets, classes)"
     def __init__(self,
         hf,  # 🤗 or peft model
     ):
@@ -59,7 +59,8 @@ class HFModel(nn.Module):
         b = {k:v for k,v in batch.items() if k not in ('keep', 'n_tokens')}
         if self.causal: b['use_cache'] = False
         elif 'attention_mask' not in b: b['attention_mask'] = block_mask(b['position_ids'])
-        with torch.autocast(b['input_ids'].device.type, self.amp, enabled=self.amp is not None): out = self._logits(b, batch['keep'])
+        with torch.autocast(b['input_ids'].device.type, self.amp, enabled=self.amp is not None):
+            out = self._logits(b, batch['keep'])
         return out.float()
 
 # %% ../nbs/05_learner.ipynb #c6ff532e
@@ -139,7 +140,8 @@ class SumMetric(Metric):
         self.sums,self.of,self._name = sums,value,name
         self.reset()
     def reset(self): self.total = 0
-    def accumulate(self, learn): self.total = self.total + torch.stack([torch.as_tensor(s).double().cpu() for s in self.sums(learn)])
+    def accumulate(self, learn):
+        self.total = self.total + torch.stack([torch.as_tensor(s).double().cpu() for s in self.sums(learn)])
     @property
     def value(self): return self.of(over_ranks(self.total.clone()).tolist()) if torch.is_tensor(self.total) else None
     @property
@@ -159,7 +161,8 @@ def Perplexity():
 
 def Accuracy():
     "Share of targets whose most probable class is right"
-    return SumMetric(lambda l: [(l.pred.argmax(-1)==l.yb[0]).sum(), len(l.yb[0])], lambda t: t[0]/max(t[1], 1), 'accuracy')
+    def _sums(learn): return [(learn.pred.argmax(-1)==learn.yb[0]).sum(), len(learn.yb[0])]
+    return SumMetric(_sums, lambda t: t[0]/max(t[1], 1), 'accuracy')
 
 # %% ../nbs/05_learner.ipynb #2b93e35b
 def BitsPerByte(
@@ -177,8 +180,8 @@ class AdamW(torch.optim.AdamW):
     "Fused AdamW that decays matrices (and tables of vectors) and leaves biases and norms alone"
     def step(self, closure=None):
         groups = self.param_groups
-        split = [([p for p in g['params'] if (p.ndim>1)==matrix], g, matrix) for g in groups for matrix in (True, False)]
-        self.param_groups = [dict(g, params=ps, weight_decay=g['weight_decay'] if matrix else 0.) for ps,g,matrix in split if ps]
+        def part(g, matrix): return dict(g, params=[p for p in g['params'] if (p.ndim>1)==matrix])
+        self.param_groups = [part(g, True) for g in groups]+[dict(part(g, False), weight_decay=0.) for g in groups]
         try: return super().step(closure)
         finally: self.param_groups = groups
 
@@ -204,7 +207,7 @@ def layer_groups(
 # %% ../nbs/05_learner.ipynb #95cb5e72
 class LMLearner(Learner):
     "fastai's Learner for batches of `({inputs}, targets)`"
-    def get_preds(self, *args, reorder=False, **kwargs):     # rows are targets, not items: fastai's reordering would drop most
+    def get_preds(self, *args, reorder=False, **kwargs):   # rows are targets: fastai's reordering would drop most
         return super().get_preds(*args, reorder=reorder, **kwargs)
 
     def show_results(self, ds_idx=1, dl=None, max_n=4, shuffle=False, **kwargs):
@@ -229,16 +232,13 @@ def lm_learner(
     dls.n_inp,dev = 1,getattr(dls, 'device', None)               # whatever follows the inputs is a target
     model = HFModel(model).to(dev) if dev else HFModel(model)
     kwargs = {'opt_func': adamw, 'splitter': layer_groups, 'moms': (.9, .9, .9), **kwargs}
-    learn = LMLearner(dls, model, loss_func=TermLoss(loss_func), metrics=list(metrics), lr=lr, wd=wd, wd_bn_bias=True, train_bn=False,
-                      cbs=[TokenAccumulation(), GradientClip(clip), *L(cbs)], **kwargs)
+    learn = LMLearner(dls, model, loss_func=TermLoss(loss_func), metrics=list(metrics), lr=lr, wd=wd, wd_bn_bias=True,
+                      train_bn=False, cbs=[TokenAccumulation(), GradientClip(clip), *L(cbs)], **kwargs)
     learn.recorder.loss = ExactLoss()
     if not (IN_NOTEBOOK or sys.stderr.isatty()):                                             # quiet in a pipe
         learn.remove_cbs(ProgressCallback)
         learn.logger = noop
     return learn
-
-# %% ../nbs/05_learner.ipynb #72f01845
-_all_ = ['Recorder', 'GradientClip']
 
 # %% ../nbs/05_learner.ipynb #e396a6d4
 class StopAt(Callback):
@@ -250,7 +250,7 @@ class StopAt(Callback):
         if bar: bar.total = min(bar.total, self.steps-self.train_iter)          # the bar ends where the training does
     def after_batch(self):
         if self.training and self.train_iter>=self.steps: raise CancelTrainException()
-    def after_cancel_train(self): self.recorder.cancel_train = False          # the training loss is still to be recorded
+    def after_cancel_train(self): self.recorder.cancel_train = False        # the training loss is still to be recorded
 
 # %% ../nbs/05_learner.ipynb #ed127a75
 @patch
@@ -270,4 +270,5 @@ def fit_cos(self:LMLearner,
     if steps: n_epoch,cbs = -(-steps//per_epoch),[*L(cbs), StopAt(steps)]
     scale = n_epoch*per_epoch/(steps or n_epoch*per_epoch)
     curve = combined_cos(pct_start, lr*final, lr, lr*final)
-    self.fit(n_epoch, lr=lr, cbs=[ParamScheduler({'lr': lambda pos: curve(min(1, pos*scale))}), *L(cbs)], start_epoch=start_epoch)
+    schedule = ParamScheduler({'lr': lambda pos: curve(min(1, pos*scale))})
+    self.fit(n_epoch, lr=lr, cbs=[schedule, *L(cbs)], start_epoch=start_epoch)

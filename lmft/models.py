@@ -38,7 +38,8 @@ def _llama(width, depth, heads, mlp, seq_len):
                 intermediate_size=mlp, max_position_embeddings=seq_len, tie_word_embeddings=False)
 def _qwen3(width, heads, **kwargs): return dict(_llama(width=width, heads=heads, **kwargs), head_dim=width//heads)
 def _gpt2(width, depth, heads, mlp, seq_len):
-    return dict(n_embd=width, n_layer=depth, n_head=heads, n_positions=seq_len, resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.)
+    return dict(n_embd=width, n_layer=depth, n_head=heads, n_positions=seq_len,
+                resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.)
 def _bert(width, depth, heads, mlp, seq_len):
     return dict(hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=4*width,
                 max_position_embeddings=seq_len, hidden_dropout_prob=0., attention_probs_dropout_prob=0.)
@@ -55,7 +56,7 @@ def new_config(
     "Configuration of a small model of a real architecture"
     if arch not in archs: raise LmftError(f"architecture '{arch}' is unknown; use one of {', '.join(archs)}")
     if size not in sizes: raise LmftError(f"size '{size}' is unknown; use one of {', '.join(sizes)}")
-    ids = dict(vocab_size=len(tok), pad_token_id=tok.pad_token_id, eos_token_id=tok.eos_token_id, bos_token_id=tok.bos_token_id)
+    ids = dict(vocab_size=len(tok), **{k: getattr(tok, k) for k in ('pad_token_id', 'eos_token_id', 'bos_token_id')})
     return AutoConfig.for_model(arch, **{**archs[arch](**sizes[size], seq_len=seq_len), **ids, **kwargs})
 
 # %% ../nbs/04_models.ipynb #86fa3823
@@ -95,7 +96,7 @@ def save_model(
 ):
     "Write weights (safetensors), configuration and tokenizer as one folder, atomically"
     with atomic_path(path) as tmp:
-        model.save_pretrained(tmp, safe_serialization=True) if isinstance(model, PeftModel) else model.save_pretrained(tmp)
+        model.save_pretrained(tmp)
         tok.save_pretrained(tmp)
 
 # %% ../nbs/04_models.ipynb #720b69c2
@@ -122,10 +123,10 @@ def _load_whole(path, head, **kwargs):
     "A checkpoint of all weights, none of them missing but those of a new head"
     model,info = _from_pretrained(path, head, **kwargs)
     missing = sorted(info['missing_keys'])
-    new_head = {n for n,_ in model.named_parameters() if not n.startswith(model.base_model_prefix+'.')} if head in ('tokens', 'rows') else ()
-    lost = [n for n in missing if n not in new_head and 'pooler' not in n]
-    if lost: raise LmftError(f"{path}: this checkpoint has no weights for {lost[0]}{f' and {len(lost)-1} more' if lost[1:] else ''}; "
-                             f"it was not saved from a {head} model")
+    def is_new(n): return head in ('tokens', 'rows') and (not n.startswith(model.base_model_prefix+'.') or 'pooler' in n)
+    lost = [n for n in missing if not is_new(n)]
+    if lost: raise LmftError(f'{path}: this checkpoint has no weights for {lost[0]} and {len(lost)-1} more; '
+                             f'it was not saved from a {head} model')
     return model
 
 # %% ../nbs/04_models.ipynb #15457580
@@ -139,7 +140,8 @@ def load_model(
     local = Path(path)
     if local.exists(): path = str(local.resolve())               # adapters remember it, wherever they are opened from
     if not (local/'adapter_config.json').exists(): return _load_whole(path, head, **kwargs)
-    if not (local/'adapter_model.safetensors').exists(): raise LmftError(f'{path}: the adapter has no adapter_model.safetensors')
+    if not (local/'adapter_model.safetensors').exists():
+        raise LmftError(f'{path}: the adapter has no adapter_model.safetensors')
     base = PeftConfig.from_pretrained(path).base_model_name_or_path
     if not base: raise LmftError(f'{path}: the adapter does not say which base model it belongs to')
     return PeftModel.from_pretrained(_load_whole(base, head, **kwargs), path, is_trainable=train_adapter)
@@ -182,7 +184,8 @@ def trainable(
     name,_,arg = method.partition(':')
     if name not in methods: raise LmftError(f"method '{method}' is unknown; use one of {', '.join(methods)}")
     model = methods[name](model, arg)
-    if not count_params(model)['trainable_params']: raise LmftError(f"method '{method}' leaves nothing to train in {type(model).__name__}")
+    if not count_params(model)['trainable_params']:
+        raise LmftError(f"method '{method}' leaves nothing to train in {type(model).__name__}")
     return model
 
 # %% ../nbs/04_models.ipynb #c6fa9cab
@@ -198,7 +201,7 @@ def _full(model, arg):
 def _head_only(model, arg):
     _no_arg('head', arg)
     if head_of(model).weight is base_of(model).get_input_embeddings().weight:
-        raise LmftError("method 'head': the head is tied to the token vectors, so it cannot be trained alone; use last:1")
+        raise LmftError("method 'head': the head is tied to the token vectors and cannot be trained alone; use last:1")
     model.requires_grad_(False)
     head_of(model).requires_grad_(True)
     return model
@@ -223,13 +226,16 @@ attention_layers = r'.*(q_proj|k_proj|v_proj|o_proj|c_attn|attn\.c_proj|query|ke
 @method('lora')
 def _lora(model, arg):
     "LoRA on W_Q, W_K, W_V and W_O (Hu et al., 2021, arXiv:2106.09685); the argument is r, 8 if left out"
-    if arg and (not arg.isdigit() or int(arg)<1): raise LmftError(f"method 'lora:{arg}': r must be a whole number from 1")
+    if arg and (not arg.isdigit() or int(arg)<1):
+        raise LmftError(f"method 'lora:{arg}': r must be a whole number from 1")
     r,kind = int(arg or 8),type(model).__name__
-    task = 'SEQ_CLS' if 'Sequence' in kind else 'TOKEN_CLS' if 'TokenC' in kind else 'CAUSAL_LM' if 'Causal' in kind or 'LMHead' in kind else None
+    tasks = dict(ForSequenceC='SEQ_CLS', ForTokenC='TOKEN_CLS', ForCausalLM='CAUSAL_LM', LMHead='CAUSAL_LM')
+    task = next((t for k,t in tasks.items() if k in kind), None)
     config = LoraConfig(r=r, lora_alpha=2*r, target_modules=attention_layers, task_type=task,
-                        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()))     # GPT-2 keeps W transposed
+                        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()))   # GPT-2 keeps W transposed
     try: return get_peft_model(model, config)
-    except ValueError as e: raise LmftError(f"method 'lora' finds no attention matrices in {kind}: {str(e).splitlines()[0]}") from e
+    except ValueError as e:
+        raise LmftError(f"method 'lora' finds no attention matrices in {kind}: {str(e).splitlines()[0]}") from e
 
 # %% ../nbs/04_models.ipynb #fcc5f748
 @torch.no_grad()
@@ -242,6 +248,8 @@ def merge_adapter(
     before = logps(model)
     try: merged = model.merge_and_unload()
     except (AttributeError, NotImplementedError, ValueError) as e:
-        raise LmftError(f'an adapter of kind {model.active_peft_config.peft_type.value} cannot be merged into the weights') from e
+        kind = model.active_peft_config.peft_type.value
+        raise LmftError(f'an adapter of kind {kind} cannot be merged into the weights') from e
     after = logps(merged)
-    return merged, dict(max_logit_diff=(before-after).abs().max().item(), kl=(before.exp()*(before-after)).sum(-1).mean().item())
+    kl = (before.exp()*(before-after)).sum(-1).mean()
+    return merged, dict(max_logit_diff=(before-after).abs().max().item(), kl=kl.item())

@@ -26,7 +26,7 @@ def examples(head='causal'):
 def tiny(arch, head='causal', attn='sdpa', lora=False, train=False):
     set_seed(0)
     depth = dict(n_layer=2) if arch=='gpt2' else dict(num_hidden_layers=2)
-    more = dict(num_labels=3) if head=='tokens' else {}
+    more = dict(num_labels=3, classifier_dropout=0.) if head=='tokens' else {}
     hf = new_model(tok, arch=arch, head=head, attn_implementation=attn, **depth, **more)
     for n,p in hf.named_parameters():                      # fresh models are too meek: let attention matter
         if p.ndim>1: torch.nn.init.normal_(p, std=.1)

@@ -161,6 +161,13 @@ def test_control_tokens_that_are_not_the_stop(how):
     ex = chat_example(as_messages(talks['multi']), tok)
     assert trained_spans(ex, tok)==[a+'<|im_end|>' for a in ('Hello, you!', 'Fine.', 'See you')]
 
+@pytest.mark.parametrize('how', marks)
+def test_space_before_the_stop(how):
+    "Llama 2 writes a space between answer and stop token, which the model has to write as well"
+    tok = tok_with('mistral', how)
+    tok.chat_template = tok.chat_template.replace('{{ eos_token }}', "{{ ' ' + eos_token }}")
+    assert trained_spans(chat_example(as_messages(talks['multi']), tok), tok)==[' Hello, you! </s>', ' Fine. </s>', ' See you </s>']
+
 # A template that takes the thoughts out of all turns but the last
 forgetful = templates['chatml'].replace("«{{ m['content'] }}", "«{{ m['content'] if loop.last else m['content'].split('</think>')[-1] }}")
 thoughts = turns('1+1?', '<think>easy</think>2', 'And 2+2?', '<think>hm</think>4')
