@@ -4,14 +4,17 @@ Modules:
 
 - `lmft.batches`: From records to what a model sees: tokens, which of them are trained, and rows without waste
 - `lmft.callbacks`: Precision that is what it says, a log of every step, samples of what the model writes
-- `lmft.cli`: `lmft pretrain`, `lmft sft`, `lmft merge`, `lmft generate`, `lmft chat`: thin doors to the library
+- `lmft.cli`: `lmft pretrain`, `sft`, `merge`, `generate`, `chat`, `doctor`, `world`: thin doors to the library
 - `lmft.core`: Sizes, seeds, devices, precision, errors that name the line, writes that cannot be half done, and the ledger of claims
+- `lmft.doctor`: Twenty faults that train without an error and come out wrong, found before the first step
 - `lmft.generation`: Continue a text, answer a question, and say how probable a given answer is
 - `lmft.learner`: One loop for everything: fastai's, made exact for tokens
 - `lmft.models`: Tiny configurations of real architectures, safe loading and saving, and which part of a model a method trains
 - `lmft.records`: Files, folders and 🤗 datasets as plain dicts: every public shape recognised, every bad record named
 - `lmft.world.documents`: The world told in nine kinds of text, in a mixture that can be set, by year and by field of work
-- `lmft.world.facts`: A small world whose every truth is known: people, places and things, what holds of them, and since when"""
+- `lmft.world.facts`: A small world whose every truth is known: people, places and things, what holds of them, and since when
+- `lmft.world.judge`: A labeller who knows the truth: scores any answer, ranks several, and can be made careless, biased, or many
+- `lmft.world.tasks`: Thirty-nine supervised tasks in thirteen clusters, with templates, scorers, and tests that cannot be passed by counting words"""
 
 from importlib.metadata import version
 __version__ = version("lmft")

@@ -7,8 +7,9 @@ from lmft.core import set_seed
 from lmft.learner import HFModel, lm_learner
 from lmft.models import new_model, trainable
 
-texts = ['The cat sat on the mat.', 'Dogs.', 'I like ice cream, and the cat likes it too.', 'I have a cat. It loves to purr.',
-         'The dog wagged its tail.', 'Ice cream is cold.', 'A much longer story about a dog, a cat and the ice cream that both of them stole.']
+texts = ['The cat sat on the mat.', 'Dogs.', 'I like ice cream, and the cat likes it too.',
+         'I have a cat. It loves to purr.', 'The dog wagged its tail.', 'Ice cream is cold.',
+         'A much longer story about a dog, a cat and the ice cream that both of them stole.']
 tok = train_tokenizer(texts, 300)
 rows = [[0, 1, 2], [3, 4], [6], [5]]            # rows of different fill: all but one have a tail of padding
 kinds = [('llama', 'causal'), ('qwen3', 'causal'), ('gpt2', 'causal'), ('bert', 'masked'),
@@ -85,7 +86,8 @@ def test_naive_call_leaks(arch, attn):
     hf,(packed,alone) = tiny(arch, attn=attn),in_rows(examples())
     inputs,_ = make_batch(packed, tok.pad_token_id)
     with torch.no_grad(): logits,_ = by_hand(hf, alone, True)
-    naive = hf(inputs['input_ids'], position_ids=inputs['position_ids'], attention_mask=torch.ones_like(inputs['input_ids']), use_cache=False)
+    ones = torch.ones_like(inputs['input_ids'])
+    naive = hf(inputs['input_ids'], position_ids=inputs['position_ids'], attention_mask=ones, use_cache=False)
     assert gap(naive.logits[inputs['keep']], logits) > 1e-2
 
 def test_naive_call_leaks_in_bert():
@@ -103,7 +105,7 @@ def test_selected_is_full(arch, head, lora, left):
     inputs,targets = make_batch([[e] for e in exs], tok.pad_token_id, packed=False, shift=shift, left=left)
     pred = HFModel(hf)(inputs)
     full = hf(**{k: inputs[k] for k in ('input_ids', 'attention_mask', 'position_ids')}).logits
-    assert full.shape[:2]==inputs['input_ids'].shape                                # nothing of the selection stays behind
+    assert full.shape[:2]==inputs['input_ids'].shape                    # nothing of the selection stays behind
     assert pred.shape==(len(targets), full.shape[-1]) and gap(pred, full[inputs['keep']]) < 1e-5
     logits,y = by_hand(hf, exs, shift)
     assert torch.equal(targets, y) and gap(pred, logits) < 1e-4

@@ -11,30 +11,37 @@ from lmft.core import LmftError
 # « opens an answer, » ends its text, ¦ stands after its stop token: `{% generation %}` marks are put there, or nothing
 templates = dict(
 chatml="""{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}\
-«{{ m['content'] }}»{{ '<|im_end|>' }}¦{{ '\n' }}{% else %}{{ m['content'] + '<|im_end|>' + '\n' }}{% endif %}{% endfor %}\
+«{{ m['content'] }}»{{ '<|im_end|>' }}¦{{ '\n' }}\
+{% else %}{{ m['content'] + '<|im_end|>' + '\n' }}{% endif %}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}""",
 llama3="""{% for m in messages %}{% if loop.index0 == 0 %}{{ bos_token }}{% endif %}\
 {{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' }}{% if m['role'] == 'assistant' %}\
-«{{ m['content'] | trim }}»{{ '<|eot_id|>' }}¦{% else %}{{ m['content'] | trim + '<|eot_id|>' }}{% endif %}{% endfor %}\
+«{{ m['content'] | trim }}»{{ '<|eot_id|>' }}¦\
+{% else %}{{ m['content'] | trim + '<|eot_id|>' }}{% endif %}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}""",
 mistral="""{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}\
 {% set turns = messages[1:] %}{% else %}{% set turns = messages %}{% endif %}{% for m in turns %}\
-{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate') }}{% endif %}\
+{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}\
+{{ raise_exception('Conversation roles must alternate') }}{% endif %}\
 {% if m['role'] == 'user' and loop.index0 == 0 and system is defined %}\
 {{ '[INST] <<SYS>>\n' + system + '\n<</SYS>>\n\n' + m['content'] + ' [/INST]' }}\
 {% elif m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}\
 {% else %}«{{ ' ' + m['content'] }}»{{ eos_token }}¦{% endif %}{% endfor %}""",
 gemma="""{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set first = messages[0]['content'] + '\n\n' %}\
 {% set turns = messages[1:] %}{% else %}{% set first = '' %}{% set turns = messages %}{% endif %}{% for m in turns %}\
-{% if m['role'] == 'assistant' %}{{ '<start_of_turn>model\n' }}«{{ m['content'] | trim }}»{{ '<end_of_turn>' }}¦{{ '\n' }}\
-{% else %}{{ '<start_of_turn>' + m['role'] + '\n' + (first if loop.first else '') + m['content'] | trim + '<end_of_turn>\n' }}\
-{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}""")
+{% if m['role'] == 'assistant' %}\
+{{ '<start_of_turn>model\n' }}«{{ m['content'] | trim }}»{{ '<end_of_turn>' }}¦{{ '\n' }}\
+{% else %}{{ '<start_of_turn>' + m['role'] + '\n' }}{% if loop.first %}{{ first }}{% endif %}\
+{{ m['content'] | trim + '<end_of_turn>\n' }}{% endif %}{% endfor %}\
+{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}""")
 
-marks = dict(plain=('', '', ''), marked=('{% generation %}', '', '{% endgeneration %}'), early=('{% generation %}', '{% endgeneration %}', ''))
+marks = dict(plain=('', '', ''), marked=('{% generation %}', '', '{% endgeneration %}'),
+             early=('{% generation %}', '{% endgeneration %}', ''))
 
 # begin token, end token, other control tokens; the stop token of an answer is the last of the row
 controls = dict(chatml=(None, '<|endoftext|>', '<|im_start|>', '<|im_end|>'),
-                llama3=('<|begin_of_text|>', '<|end_of_text|>', '<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>'),
+                llama3=('<|begin_of_text|>', '<|end_of_text|>', '<|start_header_id|>', '<|end_header_id|>',
+                        '<|eot_id|>'),
                 mistral=('<s>', '</s>'),
                 gemma=('<bos>', '<eos>', '<start_of_turn>', '<end_of_turn>'))
 
@@ -44,10 +51,12 @@ def put_marks(template, how):
 @lru_cache
 def new_tok(kind):
     "A tokenizer with the control tokens of a template; it puts the begin token before plain texts by itself"
-    texts = [c for t in talks.values() for _,c in t]+['system\n', 'user\n', 'assistant\n\n', 'model\n', ' [INST] [/INST]', '\n\n\n\n']
-    tok,(bos,eos,*more) = train_tokenizer(texts*3, 360),controls[kind]
+    roles = ['system\n', 'user\n', 'assistant\n\n', 'model\n', ' [INST] [/INST]', '\n\n\n\n']
+    texts,(bos,eos,*more) = [c for t in talks.values() for _,c in t]+roles,controls[kind]
+    tok = train_tokenizer(texts*3, 360)
     tok.add_special_tokens(dict(eos_token=eos, extra_special_tokens=more, **({'bos_token': bos} if bos else {})))
-    if bos: tok.backend_tokenizer.post_processor = TemplateProcessing(single=f'{bos} $A', special_tokens=[(bos, tok.bos_token_id)])
+    begin = bos and TemplateProcessing(single=f'{bos} $A', special_tokens=[(bos, tok.bos_token_id)])
+    if begin: tok.backend_tokenizer.post_processor = begin
     return tok
 
 def tok_with(kind, how):
@@ -58,20 +67,25 @@ def tok_with(kind, how):
 # The same four formats a second time, as plain Python
 def by_hand(kind, talk):
     "The conversation as text with ⟦ ⟧ around what must be trained"
-    def each(turn, answer, talk=talk): return ''.join(answer(c) if r=='assistant' else turn(r, c) for r,c in talk)
     system,rest = ([talk[0][1]], talk[1:]) if talk[0][0]=='system' else ([], talk)
-    if kind=='chatml': return each(lambda r,c: f'<|im_start|>{r}\n{c}<|im_end|>\n', lambda c: f'<|im_start|>assistant\n⟦{c}<|im_end|>⟧\n')
+    def each(talk, turn, answer): return ''.join(answer(c) if r=='assistant' else turn(r, c) for r,c in talk)
+    if kind=='chatml': return each(talk, lambda r,c: f'<|im_start|>{r}\n{c}<|im_end|>\n',
+                                   lambda c: f'<|im_start|>assistant\n⟦{c}<|im_end|>⟧\n')
     if kind=='llama3': return '<|begin_of_text|>'+each(
-        lambda r,c: f'<|start_header_id|>{r}<|end_header_id|>\n\n{c.strip()}<|eot_id|>',
+        talk, lambda r,c: f'<|start_header_id|>{r}<|end_header_id|>\n\n{c.strip()}<|eot_id|>',
         lambda c: f'<|start_header_id|>assistant<|end_header_id|>\n\n⟦{c.strip()}<|eot_id|>⟧')
     if kind=='mistral':
         head = ''.join(f'<<SYS>>\n{s}\n<</SYS>>\n\n' for s in system)
-        return '<s>'+each(lambda r,c: f'[INST] {c} [/INST]', lambda c: f'⟦ {c}</s>⟧', rest).replace('[INST] ', '[INST] '+head, 1)
+        text = '<s>'+each(rest, lambda r,c: f'[INST] {c} [/INST]', lambda c: f'⟦ {c}</s>⟧')
+        return text.replace('[INST] ', '[INST] '+head, 1)
     head = ''.join(f'{s}\n\n' for s in system)
-    return '<bos>'+each(lambda r,c: f'<start_of_turn>user\n{c.strip()}<end_of_turn>\n',
-        lambda c: f'<start_of_turn>model\n⟦{c.strip()}<end_of_turn>⟧\n', rest).replace('user\n', 'user\n'+head, 1)
+    text = '<bos>'+each(rest, lambda r,c: f'<start_of_turn>user\n{c.strip()}<end_of_turn>\n',
+                        lambda c: f'<start_of_turn>model\n⟦{c.strip()}<end_of_turn>⟧\n')
+    return text.replace('user\n', 'user\n'+head, 1)
 
-def n_bytes(t, tok): return len(t.encode()) if t in tok.all_special_tokens else len(t)      # byte-level: a character a byte
+def n_bytes(t, tok):
+    "Bytes of a token's written form, which has a character a byte unless the token is special"
+    return len(t.encode()) if t in tok.all_special_tokens else len(t)
 
 def expected(marked, tok):
     "Ids of the text, and which tokens hold a byte between ⟦ and ⟧"
@@ -116,14 +130,19 @@ def trained_spans(ex, tok):
     return [tok.decode(s) for s in spans]
 
 literal = dict(        # 'multi', written down whole
-chatml='<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Hello, you!<|im_end|>⟧\n'
+chatml='<|im_start|>system\nBe kind.<|im_end|>\n'
+       '<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Hello, you!<|im_end|>⟧\n'
        '<|im_start|>user\nHow are you?<|im_end|>\n<|im_start|>assistant\n⟦Fine.<|im_end|>⟧\n'
        '<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n⟦See you<|im_end|>⟧\n',
 llama3='<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>'
-       '<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n⟦Hello, you!<|eot_id|>⟧'
-       '<|start_header_id|>user<|end_header_id|>\n\nHow are you?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n⟦Fine.<|eot_id|>⟧'
-       '<|start_header_id|>user<|end_header_id|>\n\nBye<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n⟦See you<|eot_id|>⟧',
-mistral='<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST]⟦ Hello, you!</s>⟧[INST] How are you? [/INST]⟦ Fine.</s>⟧[INST] Bye [/INST]⟦ See you</s>⟧',
+       '<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>'
+       '<|start_header_id|>assistant<|end_header_id|>\n\n⟦Hello, you!<|eot_id|>⟧'
+       '<|start_header_id|>user<|end_header_id|>\n\nHow are you?<|eot_id|>'
+       '<|start_header_id|>assistant<|end_header_id|>\n\n⟦Fine.<|eot_id|>⟧'
+       '<|start_header_id|>user<|end_header_id|>\n\nBye<|eot_id|>'
+       '<|start_header_id|>assistant<|end_header_id|>\n\n⟦See you<|eot_id|>⟧',
+mistral='<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST]⟦ Hello, you!</s>⟧'
+        '[INST] How are you? [/INST]⟦ Fine.</s>⟧[INST] Bye [/INST]⟦ See you</s>⟧',
 gemma='<bos><start_of_turn>user\nBe kind.\n\nHi<end_of_turn>\n<start_of_turn>model\n⟦Hello, you!<end_of_turn>⟧\n'
       '<start_of_turn>user\nHow are you?<end_of_turn>\n<start_of_turn>model\n⟦Fine.<end_of_turn>⟧\n'
       '<start_of_turn>user\nBye<end_of_turn>\n<start_of_turn>model\n⟦See you<end_of_turn>⟧\n')
@@ -166,10 +185,12 @@ def test_space_before_the_stop(how):
     "Llama 2 writes a space between answer and stop token, which the model has to write as well"
     tok = tok_with('mistral', how)
     tok.chat_template = tok.chat_template.replace('{{ eos_token }}', "{{ ' ' + eos_token }}")
-    assert trained_spans(chat_example(as_messages(talks['multi']), tok), tok)==[' Hello, you! </s>', ' Fine. </s>', ' See you </s>']
+    spans = trained_spans(chat_example(as_messages(talks['multi']), tok), tok)
+    assert spans==[' Hello, you! </s>', ' Fine. </s>', ' See you </s>']
 
 # A template that takes the thoughts out of all turns but the last
-forgetful = templates['chatml'].replace("«{{ m['content'] }}", "«{{ m['content'] if loop.last else m['content'].split('</think>')[-1] }}")
+forgetful = templates['chatml'].replace(
+    "«{{ m['content'] }}", "«{{ m['content'] if loop.last else m['content'].split('</think>')[-1] }}")
 thoughts = turns('1+1?', '<think>easy</think>2', 'And 2+2?', '<think>hm</think>4')
 
 def test_rewriting_template():
@@ -210,4 +231,5 @@ def test_refused(talk, why):
     with pytest.raises(LmftError, match=why): chat_example(as_messages(talk), tok_with('chatml', 'marked'))
 
 def test_roles_that_the_template_refuses():
-    with pytest.raises(LmftError, match='must alternate'): chat_example(as_messages([*turns('Hi', 'a'), ('assistant', 'b')]), tok_with('mistral', 'plain'))
+    talk = as_messages([*turns('Hi', 'a'), ('assistant', 'b')])
+    with pytest.raises(LmftError, match='must alternate'): chat_example(talk, tok_with('mistral', 'plain'))

@@ -21,12 +21,12 @@ eps = 1e-6        # what has no gradient but rounding (GPT-2's key biases) is no
 def ragged(n=45):
     "Texts of 1 to 30 words; the first half of most is context, so that batches hold very different numbers of targets"
     g = torch.Generator().manual_seed(0)
-    def text(): return ' '.join(words[i] for i in torch.randint(len(words), (int(torch.randint(1, 31, (1,), generator=g)),), generator=g))
-    texts = [text() for _ in range(n)]
+    lengths = torch.randint(1, 31, (n,), generator=g).tolist()
+    texts = [' '.join(words[i] for i in torch.randint(len(words), (k,), generator=g)) for k in lengths]
     tok = train_tokenizer(texts, 300)
     exs = [text_example(dict(text=t), tok) for t in texts]
-    for i,e in enumerate(exs):                # for GPT-2 Trainer counts even the first token as a target, which it cannot be
-        n_context = len(e['labels'])//2 if i%3 else 1
+    for i,e in enumerate(exs):
+        n_context = len(e['labels'])//2 if i%3 else 1        # 1: Trainer counts GPT-2's first token, too
         e['labels'] = torch.where(torch.arange(len(e['labels']))<n_context, -100, e['labels'])
     return tok, exs
 
@@ -42,14 +42,16 @@ class InOrder(Trainer):
 def collate(exs):
     "Padded on the right, as 🤗 models want it: they shift the labels themselves"
     def pad(vs, value): return pad_sequence(vs, batch_first=True, padding_value=value)
-    ids = [e['input_ids'] for e in exs]
-    return dict(input_ids=pad(ids, 0), attention_mask=pad([torch.ones_like(v) for v in ids], 0), labels=pad([e['labels'] for e in exs], -100))
+    ids,labels = zip(*((e['input_ids'], e['labels']) for e in exs))
+    mask = [torch.ones_like(v) for v in ids]
+    return dict(input_ids=pad(ids, 0), attention_mask=pad(mask, 0), labels=pad(labels, -100))
 
 def theirs(hf, folder, n_acc, n_epoch, optimizers=(None, None)):
     "Losses and gradient norms of Trainer's steps; it trains `hf`, with AdamW and decay groups of its own"
-    args = TrainingArguments(output_dir=folder, num_train_epochs=n_epoch, per_device_train_batch_size=bs, gradient_accumulation_steps=n_acc,
-        learning_rate=lr, lr_scheduler_type='constant', weight_decay=wd, adam_beta1=.9, adam_beta2=.99, adam_epsilon=eps, max_grad_norm=1.,
-        optim='adamw_torch', logging_steps=1, logging_first_step=True, save_strategy='no', report_to='none', use_cpu=True, disable_tqdm=True)
+    args = TrainingArguments(output_dir=folder, num_train_epochs=n_epoch, per_device_train_batch_size=bs,
+        gradient_accumulation_steps=n_acc, learning_rate=lr, lr_scheduler_type='constant', weight_decay=wd,
+        max_grad_norm=1., optim='adamw_torch', adam_beta1=.9, adam_beta2=.99, adam_epsilon=eps, logging_steps=1,
+        save_strategy='no', report_to='none', use_cpu=True, disable_tqdm=True)
     trainer = InOrder(hf, args, data_collator=collate, train_dataset=exs, optimizers=optimizers)
     trainer.train()
     logs = [l for l in trainer.state.log_history if 'loss' in l]

@@ -53,7 +53,7 @@ class Writer:
         return [self.say(f) for f in self.rng.sample(self.known[subject], len(self.known[subject]))]
 
 # %% ../../nbs/01b_documents.ipynb #27e87007
-_moods,_places = 'happy sad hungry tired'.split(),'garden street kitchen bridge market school'.split()
+_moods,_places = 'happy sad hungry tired'.split(),'garden street kitchen park market school'.split()
 _adjectives = 'old young red blue green brown white black big small'.split()
 _doings = 'sleep run sing work walk eat drink'.split()
 _pasts = dict(sleep='slept', run='ran', sing='sang', work='worked', walk='walked', eat='ate', drink='drank')
@@ -115,7 +115,7 @@ def minimal_pairs(
     while len(rows)<n:
         name = names[len(rows)%len(names)]
         good,bad = _pair(rng, world, name)
-        rows[good] = dict(phenomenon=name, good=good, bad=bad)
+        if good not in rows: rows[good] = dict(phenomenon=name, good=good, bad=bad)
     return list(rows.values())
 
 # %% ../../nbs/01b_documents.ipynb #b41cc0af

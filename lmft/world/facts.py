@@ -267,7 +267,7 @@ class World:
 # %% ../../nbs/01a_facts.ipynb #d11dac16
 _common = '''the a is are was in on at of to and but not with from near under very old new young happy sad hungry tired red
 blue green brown white black big small sees likes finds buys sells brings eats drinks sleeps runs sings works walks house
-garden street kitchen bridge market school boat box lamp ball book key cup hat man woman child friend morning evening night
+garden street kitchen park market school boat box lamp ball book key cup hat man woman child friend morning evening night
 day water milk today here there good bad'''.split()
 other_language = 'Belu'  # Name of the second language
 
