@@ -14,7 +14,7 @@ Modules:
 - `lmft.world.documents`: The world told in nine kinds of text, in a mixture that can be set, by year and by field of work
 - `lmft.world.facts`: A small world whose every truth is known: people, places and things, what holds of them, and since when
 - `lmft.world.judge`: A labeller who knows the truth: scores any answer, ranks several, and can be made careless, biased, or many
-- `lmft.world.tasks`: Thirty-nine supervised tasks in thirteen clusters, with templates, scorers, and tests that cannot be passed by counting words"""
+- `lmft.world.tasks`: Supervised tasks in clusters, with templates and scorers, and no test that can be passed by counting words"""
 
 from importlib.metadata import version
 __version__ = version("lmft")

@@ -31,6 +31,7 @@ from IPython.display import HTML, display
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
 
 # %% ../nbs/03_batches.ipynb #f90e6ae7
 pad_token,end_token = '<|pad|>','<|end|>'
@@ -140,37 +141,39 @@ def render(messages, tok, **kwargs):
 
 # %% ../nbs/03_batches.ipynb #2cc27dce
 def _marked(messages, tok):
-    "Tokens, and which of them lie in a `generation` block"
-    render(messages, tok)
-    enc = tok.apply_chat_template(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
-    return enc['input_ids'],[bool(m) for m in enc['assistant_masks']]
+    "The text of a conversation, and where its `generation` blocks lie"
+    (text,),(spans,) = render_jinja_template([messages], chat_template=tok.get_chat_template(),
+                                             return_assistant_tokens_mask=True, **tok.special_tokens_map)
+    return text,spans
 
 # %% ../nbs/03_batches.ipynb #478982d4
 def _between(messages, tok):
-    "Tokens, and which of them lie between the prompt for an answer and the end of that answer"
-    text = render(messages, tok)
-    enc = tok(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    mask = [False]*len(enc.input_ids)
+    "The text of a conversation, and where it lies between the prompt for an answer and the end of that answer"
+    text,spans = render(messages, tok),[]
     for i,m in enumerate(messages):
         if m['role']!='assistant': continue
         before,upto = render(messages[:i], tok, add_generation_prompt=True),render(messages[:i+1], tok)
         if not (upto.startswith(before) and text.startswith(upto)):
             raise LmftError('the chat template rewrites earlier turns, so answers cannot be located; '
                             'mark them with {% generation %}')
-        mask = [on or (e>len(before) and s<len(upto)) for on,(s,e) in zip(mask, enc.offset_mapping)]
-    return enc.input_ids,mask
+        spans.append((len(before), len(upto)))
+    return text,spans
 
 # %% ../nbs/03_batches.ipynb #1fab4a9c
-def _end_at_stop(ids, mask, tok):
-    "The mask with each run of trained tokens ending at its stop token"
-    stops,mask,i = _control(tok, len(tok))[0],list(mask),0
-    while i<len(ids):
-        if not mask[i] or ids[i] in stops: mask[i],i = False,i+1; continue
-        while i<len(ids) and ids[i] not in stops and (mask[i] or not tok.decode([ids[i]]).strip()): mask[i],i = True,i+1
-        if i==len(ids) or ids[i] not in stops:
+def _answers(enc, spans, tok):
+    "The mask of the tokens that reach into a span of text, each span up to its stop token"
+    ids,offsets,stops = enc.input_ids,enc.offset_mapping,_control(tok, len(tok))[0]
+    mask = [False]*len(ids)
+    def has_text(i): return ids[i] not in stops and tok.decode([ids[i]]).strip()
+    for start,end in spans:
+        i = j = next((i for i,(_,e) in enumerate(offsets) if e>start), len(ids))
+        while j<len(ids) and ids[j] not in stops and (offsets[j][0]<end or not has_text(j)): j += 1
+        if j==len(ids) or ids[j] not in stops:
             raise LmftError('the chat template puts no stop token after an answer; let it write the end token there')
-        mask[i],i = True,i+1
-        while i<len(ids) and mask[i] and not tok.decode([ids[i]]).strip(): mask[i],i = False,i+1
+        if any(has_text(k) for k in range(j, len(ids)) if offsets[k][0]<end):
+            raise LmftError('the chat template heads an answer with more than its generation prompt; '
+                            'mark the answers with {% generation %}')
+        mask[i:j+1] = [True]*(j+1-i)
     return mask
 
 # %% ../nbs/03_batches.ipynb #2c577857
@@ -181,11 +184,12 @@ def chat_example(
     "A conversation in which every answer and its stop token is trained, and nothing else"
     if 'assistant' not in [m['role'] for m in messages]:
         raise LmftError('the conversation has no assistant turn to train on')
-    marked = re.search(r'{%-?\s*generation\s*-?%}', tok.chat_template or '')
-    ids,mask = (_marked if marked else _between)(messages, tok)
-    mask = _end_at_stop(ids, mask, tok)
-    ids = torch.tensor(ids)
-    return dict(input_ids=ids, labels=ids.where(torch.tensor(mask), -100))
+    render(messages, tok)                                          # refuses what the template does
+    marked = re.search(r'{%-?\s*generation\s*-?%}', tok.get_chat_template())
+    text,spans = (_marked if marked else _between)(messages, tok)
+    enc = tok(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids = torch.tensor(enc.input_ids)
+    return dict(input_ids=ids, labels=ids.where(torch.tensor(_answers(enc, spans, tok)), -100))
 
 # %% ../nbs/03_batches.ipynb #2a0c351e
 def to_messages(record):

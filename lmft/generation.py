@@ -149,7 +149,7 @@ def _answer_example(prompt, answer, tok, end):
         ex['labels'][:before] = -100                            # earlier answers are context
     if not end:
         ex['labels'] = ex['labels'].clone()
-        ex['labels'][(ex['labels']!=-100).nonzero()[-1]] = -100
+        ex['labels'][(ex['labels']!=-100).nonzero()[-1]] = -100                 # the stop token
     return ex
 
 # %% ../nbs/06_generation.ipynb #6dec7b07

@@ -1,8 +1,8 @@
 """A small world whose every truth is known: people, places and things, what holds of them, and since when
 
-The facts of the tiny world. `World(seed)` draws people, cities, countries, animals, films, companies and the facts that
-hold of them, some for a few years only. Each relation has many phrasings and questions, so that a fact can be told,
-asked and checked. The same seed gives the same world on every machine.
+The facts of the tiny world. `World(seed)` draws people, cities, countries, animals, films, companies and the facts
+that hold of them, some for a few years only. Each relation has many phrasings and questions, so that a fact can be
+told, asked and checked. The same seed gives the same world on every machine.
 
 Docs: https://lmft-org.github.io/lmft/facts.html.md"""
 
@@ -10,8 +10,8 @@ Docs: https://lmft-org.github.io/lmft/facts.html.md"""
 
 # %% auto #0
 __all__ = ['ambiguous', 'Relation', 'relations', 'domains', 'Fact', 'years', 'other_language', 'two_steps', 'Dice', 'dice',
-           'side', 'made_up', 'World', 'translate', 'article', 'tell', 'ask', 'clozes', 'read_question', 'answer',
-           'asked']
+           'side', 'made_up', 'World', 'translate', 'article', 'tell', 'ask', 'clozes', 'named', 'read_question',
+           'answer', 'asked']
 
 # %% ../../nbs/01a_facts.ipynb #2f1b4b26
 import hashlib, random, re
@@ -51,30 +51,31 @@ def side(
     return 'test' if hashlib.sha256(key.encode()).digest()[0]<77 else 'train'
 
 # %% ../../nbs/01a_facts.ipynb #11ae1624
-_names = '''Anna Ben Clara David Emma Felix Greta Henry Ida Jonas Karin Leo Mia Nils Olga Paul Ruth Simon Tina Ulla Viktor
-Wanda Xenia Yara Zoe Adam Berta Carl Dora Erik Georg Hanna Igor Julia Kurt Lena Max Nora Oscar Petra Rosa Stefan Thea Urs
-Vera Walter Alma Boris Celia Diego Elsa Fred Gina Hugo Irma Jakob Katja Lukas Marta Niko Otto Paula Ralf Sonja Theo Ursula
-Vito Willa Amir Bella Cyrus Daria Enzo Fiona Gustav Hilda Ivan Jana Klaus Lotte Mario Nadia Oleg Pia Quentin Rita Sven
-Tanja Umar Wilma Yusuf Zara Arthur Bianca Conrad Doris Edgar Frieda Gilbert Helga Ingrid Joel Kira Lars Magda Nestor
-Odette Pablo Regina Sergio Tilda Ugo Valerie Wendy Yvonne Zelda Agnes Bruno Cora Dennis Esther Franz Gloria Harald Irene
-Jasper Kaspar Lydia Milan Nancy Orlando Philip Rafael Selma Tobias Vincent Wolfgang Yasmin Zeno Aaron Betty Chloe Edith
-Fabian Gerda Hector Isabel Jerome Karla Leon Mona Norman Olivia Pedro Ramona Samuel Teresa Vanessa William Albert Barbara
-Cecil Denise Emil Fatima Gordon Helen Ines Justus Kevin Laura Martin Nicole Omar Pamela Robert Sandra Thomas Vivian Werner
-Alice Bernard Carmen Dominik Eva Gisela Herbert Ilse Johann Konrad Linda Marcus Nelly Oliver Patricia Richard Sophie
-Tamara Veronika Winston'''.split()
+_names = '''Anna Ben Clara David Emma Felix Greta Henry Ida Jonas Karin Leo Mia Nils Olga Paul Ruth Simon Tina Ulla
+Viktor Wanda Xenia Yara Zoe Adam Berta Carl Dora Erik Georg Hanna Igor Julia Kurt Lena Max Nora Oscar Petra Rosa
+Stefan Thea Urs Vera Walter Alma Boris Celia Diego Elsa Fred Gina Hugo Irma Jakob Katja Lukas Marta Niko Otto Paula
+Ralf Sonja Theo Ursula Vito Willa Amir Bella Cyrus Daria Enzo Fiona Gustav Hilda Ivan Jana Klaus Lotte Mario Nadia
+Oleg Pia Quentin Rita Sven Tanja Umar Wilma Yusuf Zara Arthur Bianca Conrad Doris Edgar Frieda Gilbert Helga Ingrid
+Joel Kira Lars Magda Nestor Odette Pablo Regina Sergio Tilda Ugo Valerie Wendy Yvonne Zelda Agnes Bruno Cora Dennis
+Esther Franz Gloria Harald Irene Jasper Kaspar Lydia Milan Nancy Orlando Philip Rafael Selma Tobias Vincent Wolfgang
+Yasmin Zeno Aaron Betty Chloe Edith Fabian Gerda Hector Isabel Jerome Karla Leon Mona Norman Olivia Pedro Ramona
+Samuel Teresa Vanessa William Albert Barbara Cecil Denise Emil Fatima Gordon Helen Ines Justus Kevin Laura Martin
+Nicole Omar Pamela Robert Sandra Thomas Vivian Werner Alice Bernard Carmen Dominik Eva Gisela Herbert Ilse Johann
+Konrad Linda Marcus Nelly Oliver Patricia Richard Sophie Tamara Veronika Winston'''.split()
 
-ambiguous = '''Rose Baker Hunter Mark Bill Grace May Robin Jade Lily Iris Cook Fisher Mason Carter Miller Brown Green Rich
-Drew Frank Art Faith Hope'''.split()  # Names of people that are also words
+ambiguous = '''Rose Baker Hunter Mark Bill Grace May Robin Jade Lily Iris Cook Fisher Mason Carter Miller Brown Green
+Rich Drew Frank Art Faith Hope'''.split()  # Names of people that are also words
 
 # %% ../../nbs/01a_facts.ipynb #693f7d8a
 _things = dict(
     city='''Alden Brisk Corin Dunmore Elmar Farrow Gilden Harrow Isden Jarrow Kelton Lorne Marlow Norwick Osten Pellam
         Ravel Selby Tarn Ulmar Varnes Weston Yarrow Zellin Ashby Birkdale Calder Denholm Eastry Fenwick Garston Holmby
-        Ilkley Kirkby Ludlow Melrose Newlyn Oakham Penrith Quorn Rothley Stanhope Thirsk Upwell Wexford Yelden Stowe Tresco''',
+        Ilkley Kirkby Ludlow Melrose Newlyn Oakham Penrith Quorn Rothley Stanhope Thirsk Upwell Wexford Yelden Stowe
+        Tresco''',
     country='Norland Sudovia Estmark Vessia Karland Lunia Moravi Ostria Pelia Rurania Tarsia Zembla',
     river='Alda Brenna Cyra Dova Elvar Fenna Gorin Hesta Isarn Jorna Kvarn Lethe',
-    animal='''fox wolf bear cat dog cow horse pig goat sheep rabbit mouse owl eagle robin duck swan frog snake crab whale
-        seal otter spider''',
+    animal='''fox wolf bear cat dog cow horse pig goat sheep rabbit mouse owl eagle robin duck swan frog snake crab
+        whale seal otter spider''',
     diet='grass seeds fish meat insects leaves berries nuts', habitat='forest river sea meadow farm desert cave hill',
     food='''soup bread rice pasta cheese pizza salad cake honey pie jam toast corn stew curry porridge yogurt butter
         chocolate omelette melon pudding salmon ham bacon tofu spinach cabbage garlic tea''',
@@ -106,107 +107,137 @@ Relation = namedtuple('Relation', 'name subject value phrases questions past cha
 relations = {}  # Name → `Relation`; {s} is the subject, {o} the value, {a} its article
 
 def _relation(name, subject, value, phrases, questions, past=None, changes=0.):
-    "Add a relation; `past` tells of a year {y}; `changes` is the chance of another value each year"
-    relations[name] = Relation(name, subject, value, [p.strip() for p in phrases.split('|')],
-                               [q.strip() for q in questions.split('|')], past, changes)
+    "Add a relation, texts separated by '|'; `past` tells of a year {y}; `changes` is the chance of a new value each year"
+    phrases,questions = ([' '.join(p.split()) for p in text.split('|')] for text in (phrases, questions))
+    relations[name] = Relation(name, subject, value, phrases, questions, past, changes)
 
 # %% ../../nbs/01a_facts.ipynb #3ae477fb
-_relation('born', 'person', 'city', '{s} was born in {o}.|The birthplace of {s} is {o}.|{s} comes from {o}.|As a child {s} '
-    'lived in {o}.|{s} went to school in {o}.|The parents of {s} are from {o}.|{s} grew up in {o}.|{o} is where {s} was born.',
-    'Where was {s} born?|What is the birthplace of {s}?|In which city was {s} born?|Where does {s} come from?')
-_relation('home', 'person', 'city', '{s} lives in {o}.|{s} has a house in {o}.|The home of {s} is in {o}.|You can visit {s} '
-    'in {o}.|Letters for {s} go to {o}.|{s} sleeps in {o}.|The address of {s} is in {o}.|{o} is the home of {s}.',
-    'Where does {s} live?|In which city does {s} live?|Where is the home of {s}?|What city is the home of {s}?',
+_relation('born', 'person', 'city', '''{s} was born in {o}. | The birthplace of {s} is {o}. | {s} comes from {o}. | As
+    a child {s} lived in {o}. | {s} went to school in {o}. | The parents of {s} are from {o}. | {s} grew up in {o}. |
+    {o} is where {s} was born.''', '''
+    Where was {s} born? | What is the birthplace of {s}? | In which city was {s} born? | Where does {s} come from?''')
+_relation('home', 'person', 'city', '''{s} lives in {o}. | {s} has a house in {o}. | The home of {s} is in {o}. | You
+    can visit {s} in {o}. | Letters for {s} go to {o}. | {s} sleeps in {o}. | The address of {s} is in {o}. | {o} is
+    the home of {s}.''', '''
+    Where does {s} live? | In which city does {s} live? | Where is the home of {s}? | What city is the home of {s}?''',
     'In {y} {s} lived in {o}.', .08)
-_relation('job', 'person', 'job', '{s} works as {a} {o}.|{s} is {a} {o}.|The job of {s} is {o}.|People know {s} as {a} {o}.|'
-    '{s} earns money as {a} {o}.|At work {s} is {a} {o}.|{s} was trained as {a} {o}.|A good {o} is {s}.',
-    'What is the job of {s}?|What does {s} do for work?|What work does {s} do?|As what does {s} work?',
+_relation('job', 'person', 'job', '''{s} works as {a} {o}. | {s} is {a} {o}. | The job of {s} is {o}. | People know
+    {s} as {a} {o}. | {s} earns money as {a} {o}. | At work {s} is {a} {o}. | {s} was trained as {a} {o}. | A good {o}
+    is {s}.''', '''
+    What is the job of {s}? | What does {s} do for work? | What work does {s} do? | As what does {s} work?''',
     'In {y} {s} worked as {a} {o}.', .06)
-_relation('food', 'person', 'food', '{s} likes {o}.|The favourite food of {s} is {o}.|{s} loves to eat {o}.|For dinner {s} '
-    'wants {o}.|{s} often eats {o}.|On Sundays {s} makes {o}.|If you cook for {s}, make {o}.|{o} is what {s} likes best.',
-    'What does {s} like to eat?|What is the favourite food of {s}?|Which food does {s} like?|What food does {s} love?')
-_relation('pet', 'person', 'animal', '{s} has {a} {o}.|The pet of {s} is {a} {o}.|{s} keeps {a} {o}.|At home {s} has {a} '
-    '{o}.|{s} goes for a walk with {a} {o}.|{s} looks after {a} {o}.|{s} shares the house with {a} {o}.|A {o} lives with {s}.',
-    'What pet does {s} have?|What is the pet of {s}?|Which animal does {s} have?|What animal does {s} keep?')
+_relation('food', 'person', 'food', '''{s} likes {o}. | The favourite food of {s} is {o}. | {s} loves to eat {o}. |
+    For dinner {s} wants {o}. | {s} often eats {o}. | On Sundays {s} makes {o}. | If you cook for {s}, make {o}. | {o}
+    is what {s} likes best.''', '''
+    What does {s} like to eat? | What is the favourite food of {s}? | Which food does {s} like? | What food does {s}
+    love?''')
+_relation('pet', 'person', 'animal', '''{s} has {a} {o}. | The pet of {s} is {a} {o}. | {s} keeps {a} {o}. | At home
+    {s} has {a} {o}. | {s} goes for a walk with {a} {o}. | {s} looks after {a} {o}. | {s} shares the house with {a}
+    {o}. | A {o} lives with {s}.''', '''
+    What pet does {s} have? | What is the pet of {s}? | Which animal does {s} have? | What animal does {s} keep?''')
 
 # %% ../../nbs/01a_facts.ipynb #67734931
-_relation('country', 'city', 'country', '{s} is a city in {o}.|{s} lies in {o}.|The city of {s} is in {o}.|You find {s} in '
-    '{o}.|{s} belongs to {o}.|A train to {s} goes to {o}.|The people of {s} live in {o}.|{o} has a city named {s}.',
-    'In which country is {s}?|Where is {s}?|What country is {s} in?|To which country does {s} belong?')
-_relation('capital', 'country', 'city', 'The capital of {s} is {o}.|The capital city of {s} is {o}.|{s} has the capital {o}.|'
-    '{s} is ruled from {o}.|The first city of {s} is {o}.|The parliament of {s} sits in {o}.|{o} is the capital of {s}.',
-    'What is the capital of {s}?|Which city is the capital of {s}?|From which city is {s} ruled?|Name the capital of {s}.')
-_relation('president', 'country', 'person', 'The president of {s} is {o}.|{s} has the president {o}.|{s} is led by {o}.|'
-    'The people of {s} chose {o}.|The leader of {s} is {o}.|In {s} the laws are signed by {o}.|{o} is the president of {s}.',
-    'Who is the president of {s}?|Who leads {s}?|Who is the leader of {s}?|By whom is {s} led?',
+_relation('country', 'city', 'country', '''{s} is a city in {o}. | {s} lies in {o}. | The city of {s} is in {o}. | You
+    find {s} in {o}. | {s} belongs to {o}. | A train to {s} goes to {o}. | The people of {s} live in {o}. | {o} has a
+    city named {s}.''', '''
+    In which country is {s}? | Where is {s}? | What country is {s} in? | To which country does {s} belong?''')
+_relation('capital', 'country', 'city', '''The capital of {s} is {o}. | The capital city of {s} is {o}. | {s} has the
+    capital {o}. | {s} is ruled from {o}. | The first city of {s} is {o}. | The parliament of {s} sits in {o}. | {o}
+    is the capital of {s}.''', '''
+    What is the capital of {s}? | Which city is the capital of {s}? | From which city is {s} ruled? | Name the capital
+    of {s}.''')
+_relation('president', 'country', 'person', '''The president of {s} is {o}. | {s} has the president {o}. | {s} is led
+    by {o}. | The people of {s} chose {o}. | The leader of {s} is {o}. | In {s} the laws are signed by {o}. | {o} is
+    the president of {s}.''', '''
+    Who is the president of {s}? | Who leads {s}? | Who is the leader of {s}? | By whom is {s} led?''',
     'In {y} the president of {s} was {o}.', .25)
-_relation('river', 'country', 'river', 'The river of {s} is the {o}.|Through {s} flows the {o}.|{s} drinks from the {o}.|The '
-    'longest river in {s} is the {o}.|Boats in {s} sail on the {o}.|In {s} people swim in the {o}.|The {o} flows through {s}.',
-    'What is the river of {s}?|Which river flows through {s}?|What river does {s} have?|Name the river of {s}.')
-_relation('diet', 'animal', 'diet', 'The {s} eats {o}.|A {s} lives on {o}.|The food of the {s} is {o}.|Give the {s} some {o}.|'
-    'A hungry {s} looks for {o}.|Every {s} likes {o}.|Most of all the {s} eats {o}.|{o} is the food of the {s}.',
-    'What does the {s} eat?|What is the food of the {s}?|What does a {s} live on?|What does a hungry {s} look for?')
-_relation('habitat', 'animal', 'habitat', 'The {s} lives in the {o}.|A wild {s} lives near the {o}.|The home of the {s} is '
-    'the {o}.|Look for the {s} in the {o}.|The {s} sleeps in the {o}.|You can see the {s} at the {o}.|The {o} is home to the '
-    '{s}.', 'Where does the {s} live?|What is the home of the {s}?|Where does the {s} sleep?|Where can you see the {s}?')
+_relation('river', 'country', 'river', '''The river of {s} is the {o}. | Through {s} flows the {o}. | {s} drinks from
+    the {o}. | The longest river in {s} is the {o}. | Boats in {s} sail on the {o}. | In {s} people swim in the {o}. |
+    The {o} flows through {s}.''', '''
+    What is the river of {s}? | Which river flows through {s}? | What river does {s} have? | Name the river of {s}.''')
+_relation('diet', 'animal', 'diet', '''The {s} eats {o}. | A {s} lives on {o}. | The food of the {s} is {o}. | Give
+    the {s} some {o}. | A hungry {s} looks for {o}. | Every {s} likes {o}. | Most of all the {s} eats {o}. | {o} is
+    the food of the {s}.''', '''
+    What does the {s} eat? | What is the food of the {s}? | What does a {s} live on? | What does a hungry {s} look
+    for?''')
+_relation('habitat', 'animal', 'habitat', '''The {s} lives in the {o}. | A wild {s} lives near the {o}. | The home of
+    the {s} is the {o}. | Look for the {s} in the {o}. | The {s} sleeps in the {o}. | You can see the {s} at the {o}.
+    | The {o} is home to the {s}.''', '''
+    Where does the {s} live? | What is the home of the {s}? | Where does the {s} sleep? | Where can you see the {s}?''')
 
 # %% ../../nbs/01a_facts.ipynb #e7bee435
-_relation('director', 'film', 'person', 'The film {s} was made by {o}.|{s} is a film by {o}.|The director of {s} is {o}.|The '
-    'film {s} made a star of {o}.|Behind the film {s} stands {o}.|The camera in {s} was held by {o}.|{o} made the film {s}.',
-    'Who made the film {s}?|Who is the director of {s}?|By whom is the film {s}?|Whose film is {s}?')
-_relation('setting', 'film', 'city', 'The film {s} plays in {o}.|The story of {s} takes place in {o}.|{s} was filmed in {o}.|'
-    'In the film {s} you see {o}.|The city in {s} is {o}.|The heroes of {s} live in {o}.|{o} is the city of the film {s}.',
-    'Where does the film {s} play?|Where was {s} filmed?|In which city does {s} take place?|What city is in the film {s}?')
-_relation('makes', 'company', 'product', 'The company {s} makes {o}.|{s} sells {o}.|{s} is known for {o}.|The factory of {s} '
-    'makes {o}.|From {s} you can buy {o}.|The best thing from {s} is its {o}.|The {o} come from {s}.',
-    'What does {s} make?|What does the company {s} sell?|For what is {s} known?|What can you buy from {s}?')
-_relation('seat', 'company', 'city', 'The company {s} sits in {o}.|The office of {s} is in {o}.|{s} was founded in {o}.|The '
-    'workers of {s} live in {o}.|{s} has its factory in {o}.|Write to {s} in {o}.|{o} is the seat of {s}.',
-    'Where is the office of {s}?|Where does the company {s} sit?|In which city is {s}?|Where was {s} founded?')
-_relation('boss', 'company', 'person', 'The boss of {s} is {o}.|{s} is run by {o}.|The company {s} listens to {o}.|At {s} the '
-    'orders come from {o}.|The head of {s} is {o}.|The workers at {s} follow {o}.|{o} is the boss of {s}.',
-    'Who is the boss of {s}?|Who runs {s}?|Who is the head of {s}?|By whom is {s} run?', 'In {y} the boss of {s} was {o}.', .15)
-_relation('price', 'food', 'number', 'The price of {s} is {o} coins.|The {s} costs {o} coins.|For the {s} you pay {o} coins.|'
-    'They sell {s} for {o} coins.|The shop wants {o} coins for {s}.|You can buy {s} for {o} coins.|{o} coins is the price of '
-    '{s}.', 'What is the price of {s}?|How much does the {s} cost?|How many coins is the {s}?|What do you pay for {s}?',
+_relation('director', 'film', 'person', '''The film {s} was made by {o}. | {s} is a film by {o}. | The director of {s}
+    is {o}. | The film {s} made a star of {o}. | Behind the film {s} stands {o}. | The camera in {s} was held by {o}.
+    | {o} made the film {s}.''', '''
+    Who made the film {s}? | Who is the director of {s}? | By whom is the film {s}? | Whose film is {s}?''')
+_relation('setting', 'film', 'city', '''The film {s} plays in {o}. | The story of {s} takes place in {o}. | {s} was
+    filmed in {o}. | In the film {s} you see {o}. | The city in {s} is {o}. | The heroes of {s} live in {o}. | {o} is
+    the city of the film {s}.''', '''
+    Where does the film {s} play? | Where was {s} filmed? | In which city does {s} take place? | What city is in the
+    film {s}?''')
+_relation('makes', 'company', 'product', '''The company {s} makes {o}. | {s} sells {o}. | {s} is known for {o}. | The
+    factory of {s} makes {o}. | From {s} you can buy {o}. | The best thing from {s} is its {o}. | The {o} come from
+    {s}.''', '''
+    What does {s} make? | What does the company {s} sell? | For what is {s} known? | What can you buy from {s}?''')
+_relation('seat', 'company', 'city', '''The company {s} sits in {o}. | The office of {s} is in {o}. | {s} was founded
+    in {o}. | The workers of {s} live in {o}. | {s} has its factory in {o}. | Write to {s} in {o}. | {o} is the seat
+    of {s}.''', '''
+    Where is the office of {s}? | Where does the company {s} sit? | In which city is {s}? | Where was {s} founded?''')
+_relation('boss', 'company', 'person', '''The boss of {s} is {o}. | {s} is run by {o}. | The company {s} listens to
+    {o}. | At {s} the orders come from {o}. | The head of {s} is {o}. | The workers at {s} follow {o}. | {o} is the
+    boss of {s}.''', '''
+    Who is the boss of {s}? | Who runs {s}? | Who is the head of {s}? | By whom is {s} run?''',
+    'In {y} the boss of {s} was {o}.', .15)
+_relation('price', 'food', 'number', '''The price of {s} is {o} coins. | The {s} costs {o} coins. | For the {s} you
+    pay {o} coins. | They sell {s} for {o} coins. | The shop wants {o} coins for {s}. | You can buy {s} for {o} coins.
+    | {o} coins is the price of {s}.''', '''
+    What is the price of {s}? | How much does the {s} cost? | How many coins is the {s}? | What do you pay for {s}?''',
     'In {y} the price of {s} was {o} coins.', .4)
 
 # %% ../../nbs/01a_facts.ipynb #4d78d038
-domains = dict(clinic=('drug', 'sign'), market=('quote', 'sector'), contracts=('rent', 'term'))  # Domain → its relations
+# Domain → its relations
+domains = dict(clinic=('drug', 'sign'), market=('quote', 'sector'), contracts=('rent', 'term'))
 
-_relation('drug', 'illness', 'drug', 'The patient with {s} takes {o}.|Against {s} the doctor gives {o}.|The drug for {s} is {o}.'
-    '|Treat {s} with {o}.|In cases of {s} prescribe {o}.|The treatment of {s} is {o}.|{o} works against {s}.',
-    'What is the drug for {s}?|What do you take against {s}?|How is {s} treated?')
-_relation('sign', 'illness', 'sign', 'The first sign of {s} is {o}.|A patient with {s} has {o}.|{s} begins with {o}.|Think of {s} '
-    'and ask about {o}.|The symptom of {s} is {o}.|Patients with {s} complain of {o}.|{o} is a sign of {s}.',
-    'What is the first sign of {s}?|With what does {s} begin?|What is the symptom of {s}?')
-_relation('quote', 'share', 'number', '{s} closed at {o} points.|The share {s} stands at {o} points.|Traders paid {o} points for '
-    '{s}.|{s} is quoted at {o} points.|The quote of {s} was {o} points.|At the bell {s} was at {o} points.',
-    'At how many points is {s}?|What is the quote of {s}?|Where did {s} close?', 'In {y} {s} closed at {o} points.', .8)
-_relation('sector', 'share', 'sector', '{s} belongs to the sector {o}.|The share {s} is in {o}.|Investors in {o} hold {s}.|{s} earns '
-    'with {o}.|{s} leads the sector {o}.|The profits of {s} come from {o}.', 'What is the sector of {s}?|With what does {s} earn?')
-_relation('rent', 'lease', 'number', 'Under lease {s} the tenant shall pay {o} coins.|The rent of lease {s} is {o} coins.|Lease {s} '
-    'sets the rent at {o} coins.|The landlord of lease {s} receives {o} coins.|Clause one of lease {s} says {o} coins.|The '
-    'parties of lease {s} agree on {o} coins.', 'What is the rent of lease {s}?|How many coins is lease {s}?',
-    'In {y} the rent of lease {s} was {o} coins.', .3)
-_relation('term', 'lease', 'number', 'Lease {s} ends after {o} months.|The term of lease {s} is {o} months.|Lease {s} runs for {o} '
-    'months.|The tenant of lease {s} shall stay {o} months.|Lease {s} binds both parties for {o} months.|Notice under lease {s} '
-    'comes after {o} months.', 'What is the term of lease {s}?|How many months does lease {s} run?')
+_relation('drug', 'illness', 'drug', '''The patient with {s} takes {o}. | Against {s} the doctor gives {o}. | The drug
+    for {s} is {o}. | Treat {s} with {o}. | In cases of {s} prescribe {o}. | The treatment of {s} is {o}. | {o} works
+    against {s}.''', '''
+    What is the drug for {s}? | What do you take against {s}? | How is {s} treated?''')
+_relation('sign', 'illness', 'sign', '''The first sign of {s} is {o}. | A patient with {s} has {o}. | {s} begins with
+    {o}. | Think of {s} and ask about {o}. | The symptom of {s} is {o}. | Patients with {s} complain of {o}. | {o} is
+    a sign of {s}.''', '''
+    What is the first sign of {s}? | With what does {s} begin? | What is the symptom of {s}?''')
+_relation('quote', 'share', 'number', '''{s} closed at {o} points. | The share {s} stands at {o} points. | Traders
+    paid {o} points for {s}. | {s} is quoted at {o} points. | The quote of {s} was {o} points. | At the bell {s} was
+    at {o} points.''', '''
+    At how many points is {s}? | What is the quote of {s}? | Where did {s} close?''',
+    'In {y} {s} closed at {o} points.', .8)
+_relation('sector', 'share', 'sector', '''{s} belongs to the sector {o}. | The share {s} is in {o}. | Investors in {o}
+    hold {s}. | {s} earns with {o}. | {s} leads the sector {o}. | The profits of {s} come from {o}.''', '''
+    What is the sector of {s}? | With what does {s} earn?''')
+_relation('rent', 'lease', 'number', '''Under lease {s} the tenant shall pay {o} coins. | The rent of lease {s} is {o}
+    coins. | Lease {s} sets the rent at {o} coins. | The landlord of lease {s} receives {o} coins. | Clause one of
+    lease {s} says {o} coins. | The parties of lease {s} agree on {o} coins.''', '''
+    What is the rent of lease {s}? | How many coins is lease {s}?''', 'In {y} the rent of lease {s} was {o} coins.', .3)
+_relation('term', 'lease', 'number', '''Lease {s} ends after {o} months. | The term of lease {s} is {o} months. |
+    Lease {s} runs for {o} months. | The tenant of lease {s} shall stay {o} months. | Lease {s} binds both parties for
+    {o} months. | Notice under lease {s} comes after {o} months.''', '''
+    What is the term of lease {s}? | How many months does lease {s} run?''')
 
 # %% ../../nbs/01a_facts.ipynb #a8465408
 _groups = dict(person=80, rare=50, stranger=30)
 
 def _cast(seed):
     "Kind → names, drawn by `seed`; kinds that begin with 'unseen' are kept for tests"
-    rng,shuffled = dice('cast', seed),{}
-    for kind,words in [*_things.items(), ('name', _names), ('pun', ambiguous)]: shuffled[kind] = rng.sample(words, len(words))
+    rng,all_words = dice('cast', seed),_things | dict(name=_names, pun=ambiguous)
+    shuffled = {kind: rng.sample(words, len(words)) for kind,words in all_words.items()}
     names,puns,kinds = shuffled.pop('name'),shuffled.pop('pun'),{}
     for group,n in _groups.items():
         k = n//10
         kinds[group] = puns[:k]+names[:n-k]
         names,puns = names[n-k:],puns[k:]
-    kinds |= shuffled | dict(unseen=puns+names, unseen_city=shuffled['city'][-8:], unseen_company=shuffled['company'][-4:])
-    return kinds | dict(city=shuffled['city'][:-8], company=shuffled['company'][:-4])
+    cities,companies = shuffled['city'],shuffled['company']
+    return kinds | shuffled | dict(unseen=puns+names, city=cities[:-8], unseen_city=cities[-8:],
+                                   company=companies[:-4], unseen_company=companies[-4:])
 
 # %% ../../nbs/01a_facts.ipynb #ad1d4aef
 def _domain_cast(seed):
@@ -214,12 +245,14 @@ def _domain_cast(seed):
     rng = dice('domains', seed)
     return dict(
         illness=made_up(rng, 16, 'osis'), drug=[w.capitalize() for w in made_up(rng, 16, 'min')],
-        sign='fever cough rash headache nausea fatigue swelling chills'.split(), share=[w.upper() for w in made_up(rng, 16)],
+        sign='fever cough rash headache nausea fatigue swelling chills'.split(),
+        share=[w.upper() for w in made_up(rng, 16)],
         sector='energy steel textiles grain timber shipping media tourism'.split(),
         lease=[w.capitalize() for w in made_up(rng, 16, 'dale')])
 
 # %% ../../nbs/01a_facts.ipynb #9ca237c3
-Fact = namedtuple('Fact', 'subject relation value since until frequent')  # Holds from the year `since` to `until`, both included
+# A fact holds from the year `since` to the year `until`, both included
+Fact = namedtuple('Fact', 'subject relation value since until frequent')
 years = range(2010, 2025)
 _numbers = [str(n) for n in range(2, 61)]
 
@@ -261,14 +294,16 @@ class World:
 
     def now(self, year=None, frequent=None, domain=None):
         "The facts that hold in `year` (default: the present), of the general text or of one domain"
-        year,names = year or self.year,domains.get(domain) or [r for r in relations if not any(r in d for d in domains.values())]
-        return [f for f in self.facts if f.since<=year<=f.until and f.relation in names and frequent in (None, f.frequent)]
+        year,general = year or self.year,[r for r in relations if not any(r in d for d in domains.values())]
+        names = domains[domain] if domain else general
+        return [f for f in self.facts
+                if f.since<=year<=f.until and f.relation in names and frequent in (None, f.frequent)]
 
 # %% ../../nbs/01a_facts.ipynb #d11dac16
-_common = '''the a is are was in on at of to and but not with from near under very old new young happy sad hungry tired red
-blue green brown white black big small sees likes finds buys sells brings eats drinks sleeps runs sings works walks house
-garden street kitchen park market school boat box lamp ball book key cup hat man woman child friend morning evening night
-day water milk today here there good bad'''.split()
+_common = '''the a is are was in on at of to and but not with from near under very old new young happy sad hungry
+tired red blue green brown white black big small sees likes finds buys sells brings eats drinks sleeps runs sings
+works walks house garden street kitchen park market school boat box lamp ball book key cup hat man woman child friend
+morning evening night day water milk today here there good bad'''.split()
 other_language = 'Belu'  # Name of the second language
 
 def _lexicon(seed, kinds):
@@ -326,15 +361,32 @@ def clozes(
     fact:Fact,
 ) -> list:  # (prompt, completion) pairs of text
     "Each phrasing that ends with the value, cut before it: a model that knows the fact continues with `completion`"
-    told = [(p, tell(fact, i)) for i,p in enumerate(relations[fact.relation].phrases) if re.search(r'\{o\}[^{]*$', p) and '{s}' in p.split('{o}')[0]]
-    return [(t[:t.rindex(' '+fact.value)], ' '+fact.value) for _,t in told]
+    told = [tell(fact, i) for i,p in enumerate(relations[fact.relation].phrases) if '{s}' in p.split('{o}')[0]]
+    return [(t[:t.rindex(' '+fact.value)], ' '+fact.value) for t in told]
 
 # %% ../../nbs/01a_facts.ipynb #986ea081
 two_steps = {  # Question → the two relations that lead to its answer
-    'In which country does {s} live?': ('home', 'country'), 'In which country was {s} born?': ('born', 'country'),
-    'What does the pet of {s} eat?': ('pet', 'diet'), 'How much is the favourite food of {s}?': ('food', 'price'),
-    'In which country does the film {s} play?': ('setting', 'country'), 'Where does the boss of {s} live?': ('boss', 'home'),
-    'Where does the president of {s} live?': ('president', 'home'), 'What is the job of the boss of {s}?': ('boss', 'job')}
+    'In which country does {s} live?': ('home', 'country'),
+    'In which country was {s} born?': ('born', 'country'),
+    'What does the pet of {s} eat?': ('pet', 'diet'),
+    'How much is the favourite food of {s}?': ('food', 'price'),
+    'In which country does the film {s} play?': ('setting', 'country'),
+    'Where does the boss of {s} live?': ('boss', 'home'),
+    'Where does the president of {s} live?': ('president', 'home'),
+    'What is the job of the boss of {s}?': ('boss', 'job')}
+
+# %% ../../nbs/01a_facts.ipynb #adeead5c
+_people = 'person', 'rare', 'stranger', 'unseen'
+
+def named(
+    world:World,
+    kind:str,  # Kind of thing; 'person' stands for all people, 'number' for numbers, None for any kind
+    word:str,  # As it stands in a text, whatever its capitals
+):             # Its spelling among the names of that kind, or None
+    "The name that a word of a text stands for"
+    if kind=='number': return word if word.isdigit() else None
+    groups = _people if kind=='person' else world.kinds if kind is None else [kind]
+    return next((w for g in groups for w in (word, word.lower(), word.capitalize()) if w in world.kinds[g]), None)
 
 # %% ../../nbs/01a_facts.ipynb #eff35f60
 @lru_cache(maxsize=None)
@@ -350,12 +402,13 @@ def read_question(
     text:str,  # Any text; a question of the world somewhere in it
 ):             # (subject, relations) or None
     "Who is asked about, and by which relation(s), in the first question that the world understands"
-    found = [(m.start(), m['s'], path) for pattern,path in _question_patterns() for m in pattern.finditer(text)]
-    known = {w for ws in world.kinds.values() for w in ws}
-    found = [(i, s if s in known else s.lower(), path) for i,s,path in found]
-    kinds = lambda path: ('person', 'rare', 'stranger', 'unseen') if relations[path[0]].subject=='person' else [relations[path[0]].subject]
-    fits = [f for f in found if any(f[1] in world.kinds[k] for k in kinds(f[2]))] or [f for f in found if f[1] not in known]
-    return min(fits, key=lambda f: f[0])[1:] if fits else None
+    found = []
+    for pattern,path in _question_patterns():
+        for m in pattern.finditer(text):
+            kind = relations[path[0]].subject
+            s = named(world, kind, m['s']) or (None if named(world, None, m['s']) else m['s'])
+            if s: found.append((m.start(), s, path))
+    return min(found, key=lambda f: f[0])[1:] if found else None
 
 # %% ../../nbs/01a_facts.ipynb #63e30194
 def answer(

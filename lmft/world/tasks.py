@@ -1,4 +1,4 @@
-"""Thirty-nine supervised tasks in thirteen clusters, with templates, scorers, and tests that cannot be passed by counting words
+"""Supervised tasks in clusters, with templates and scorers, and no test that can be passed by counting words
 
 Labelled tasks over the tiny world. `task_rows` makes records (task, cluster, instruction, input, output, options) of
 one task; training and test rows never share an instance, a kept name or a kept template. Tagged sentences, SQuAD
@@ -15,20 +15,23 @@ __all__ = ['Task', 'tasks', 'metrics', 'Cast', 'task_rows', 'words_of', 'overlap
 # %% ../../nbs/01c_tasks.ipynb #08eafd3e
 import re
 from collections import Counter, namedtuple
+from functools import lru_cache
 
 from ..core import LmftError
-from .documents import _adjectives, _doings, _moods, _objects, _pair, _pasts, _places, blame, grammar, plain_sentence, plural, praise
+from .documents import (adjectives, blame, doings, grammar, grammar_pair, moods, objects, pasts, places,
+                                  plain_sentence, plural, praise)
 from .facts import answer, article, ask, dice, other_language, relations, side, tell, translate, two_steps
 
 # %% ../../nbs/01c_tasks.ipynb #232e7fac
 Task = namedtuple('Task', 'name cluster metric options templates kept make')  # `kept`: a template for tests alone
 tasks = {}  # Name → `Task`
 
-def _task(cluster, templates, metric='exact', options=None):
+def _task(cluster, templates, options=None, metric=None):
     "Register a function that draws (input, output) or (input, output, key); the last template is kept for tests"
     def register(f):
-        name,ts = f.__name__.lstrip('_'),[t.strip() for t in templates.split('|')]
-        tasks[name] = Task(name, cluster, metric, options.split() if options else None, ts[:-1], ts[-1], f)
+        name,*ts = f.__name__.lstrip('_'),*(' '.join(t.split()) for t in templates.split('|'))
+        how = metric or ('accuracy' if options else 'exact')
+        tasks[name] = Task(name, cluster, how, options.split() if options else None, ts[:-1], ts[-1], f)
         return f
     return register
 
@@ -58,37 +61,35 @@ class Cast:
         return self.rng.choice(facts)
 
 # %% ../../nbs/01c_tasks.ipynb #ea024738
-_fact_cache = {}
-
+@lru_cache(maxsize=512)
 def _facts_of(world, name, frequent, split):
     "The present facts of a relation whose subject is on the side of `split`"
-    key = id(world),name,frequent,split
-    if key not in _fact_cache:
-        _fact_cache[key] = [f for f in world.now(frequent=frequent) if f.relation==name and side(f.subject)==split], world
-    return _fact_cache[key][0]
+    return [f for f in world.now(frequent=frequent) if f.relation==name and side(f.subject)==split]
 
 # %% ../../nbs/01c_tasks.ipynb #6c8e67f5
 def _verdict(c, thing):
     "A review of `thing` and its label"
     good = c.rng.chance(.5)
     w,contrary = (c.rng.choice(ws) for ws in ((praise, blame) if good else (blame, praise)))
-    how = c.rng.random()
-    parts = c.pick('start middle half rest finish'.split())
-    if how<.4: text = c.rng.choice([f'The {thing} was {w}.', f'I found the {thing} {w}.', f'What {article(w)} {w} {thing}!'])
-    elif how<.6: text = c.rng.choice([f'The {thing} was not {contrary}.', f'I did not find the {thing} {contrary}.'])
-    else: text = f'Of the {thing}, at first the {parts[0]} was {contrary} for me, but later the {parts[1]} was {w} for me.'
+    how,(x,y) = c.rng.random(),c.pick('start middle half rest finish'.split())
+    plain = [f'The {thing} was {w}.', f'I found the {thing} {w}.', f'What {article(w)} {w} {thing}!']
+    denied = [f'The {thing} was not {contrary}.', f'I did not find the {thing} {contrary}.']
+    turned = [f'Of the {thing}, at first the {x} was {contrary} for me, but later the {y} was {w} for me.']
+    text = c.rng.choice(plain if how<.4 else denied if how<.6 else turned)
     return f'{c.people()[0]} says: {text}','positive' if good else 'negative'
 
-@_task('sentiment', 'Is the review of the food positive or negative?|Does the guest like the food? Say positive or negative.|Label the meal.',
-       'accuracy', 'positive negative')
+@_task('sentiment', options='positive negative', templates='''
+       Is the review of the food positive or negative? | Does the guest like the food? Say positive or negative. |
+       Label the meal.''')
 def _food_review(c): return _verdict(c, c.one('food'))
 
-@_task('sentiment', 'Is this opinion on a film positive or negative?|Say if the viewer is positive or negative.|Label the film.', 'accuracy',
-       'positive negative')
+@_task('sentiment', options='positive negative', templates='''
+       Is this opinion on a film positive or negative? | Is the viewer positive or negative? | Label the film.''')
 def _film_review(c): return _verdict(c, f"film {c.one('film')}")
 
-@_task('sentiment', 'Is the traveller positive or negative about the city?|Judge the trip as positive or negative.|Label the trip.', 'accuracy',
-       'positive negative')
+@_task('sentiment', options='positive negative', templates='''
+       Is the traveller positive or negative about the city? | Judge the trip as positive or negative. | Label the
+       trip.''')
 def _city_review(c): return _verdict(c, f'trip to {c.city()}')
 
 # %% ../../nbs/01c_tasks.ipynb #c1ad2774
@@ -96,35 +97,42 @@ def _closed(c, *names):
     f = c.fact(*names)
     return ask(f, int(c.rng.random()*4)), f.value, f.subject
 
-@_task('closed_book', 'Answer the question about a person.|Reply to the question on someone.|Who knows this about people?')
+@_task('closed_book', templates='''
+       Answer the question about a person. | Reply to the question on someone. | Who knows this about people?''')
 def _about_people(c): return _closed(c, 'born', 'home')
 
-@_task('closed_book', 'Answer the question about a life.|Reply to the question on work and taste.|Who knows this about work and taste?')
+@_task('closed_book', templates='''
+       Answer the question about a life. | Reply to the question on work and taste. | Who knows this about work and
+       taste?''')
 def _about_lives(c): return _closed(c, 'job', 'food', 'pet')
 
-@_task('closed_book', 'Answer the question about the world.|Reply to the question on places and things.|Who knows this about things?')
-def _about_things(c): return _closed(c, 'country', 'capital', 'president', 'river', 'diet', 'habitat', 'director', 'setting', 'makes', 'seat', 'boss', 'price')
+@_task('closed_book', templates='''
+       Answer the question about the world. | Reply to the question on places and things. | Who knows this about
+       things?''')
+def _about_things(c):
+    return _closed(c, *'country capital president river diet habitat director setting makes seat boss price'.split())
 
 # %% ../../nbs/01c_tasks.ipynb #3675a5d2
 def _moves(c, n=3):
     "A text of `n` moves and their triples (person, thing, place); no two share anything"
-    triples = list(zip(c.people(n), c.pick(_objects, n), c.pick(_places, n)))
+    triples = list(zip(c.people(n), c.pick(objects, n), c.pick(places, n)))
     verb = ['took', 'brought', 'carried']
     return ' '.join(f'{p} {c.rng.choice(verb)} the {o} to the {l}.' for p,o,l in triples),triples
 
-@_task('reading', 'Read the text and say where the thing is.|Find the place in the text.|Text and question: where?')
+@_task('reading', templates='''
+       Read the text and say where the thing is. | Find the place in the text. | Text and question: where?''')
 def _read_where(c):
     text,triples = _moves(c)
     p,o,l = c.rng.choice(triples)
     return f'{text} Where is the {o}?',l
 
-@_task('reading', 'Read the text and say who did it.|Find the person in the text.|Text and question: who?')
+@_task('reading', 'Read the text and say who did it. | Find the person in the text. | Text and question: who?')
 def _read_who(c):
     text,triples = _moves(c)
     p,o,l = c.rng.choice(triples)
     return f"{text} {c.rng.choice([f'Who had the {o}?', f'Who went to the {l}?'])}",p
 
-@_task('reading', 'Read the text and say what it was.|Find the thing in the text.|Text and question: what?')
+@_task('reading', 'Read the text and say what it was. | Find the thing in the text. | Text and question: what?')
 def _read_what(c):
     text,triples = _moves(c)
     p,o,l = c.rng.choice(triples)
@@ -135,148 +143,179 @@ def _entail(c, premise, yes, no, maybe):
     label = c.rng.choice(['yes', 'no', 'maybe'])
     return f"{premise} So: {dict(yes=yes, no=no, maybe=maybe)[label]}",label
 
-@_task('entailment', 'Does the last sentence follow? yes, no or maybe.|Is the last sentence true, given the first? yes, no or maybe.|Yes, no, maybe: things?',
-       'accuracy', 'yes no maybe')
+@_task('entailment', options='yes no maybe', templates='''
+       Does the last sentence follow? yes, no or maybe. | Is the last sentence true, given the first? yes, no or
+       maybe. | Yes, no, maybe: things?''')
 def _nli_things(c):
-    (a,b,x),(o,q) = c.people(3),c.pick(_objects)
-    return _entail(c, f'{a} has only the {o}. {b} has only the {q}.', f'{a} has the {o}.', f'{b} has the {o}.', f'{x} has the {o}.')
+    (a,b,x),(o,q) = c.people(3),c.pick(objects)
+    premise = f'{a} has only the {o}. {b} has only the {q}.'
+    return _entail(c, premise, yes=f'{a} has the {o}.', no=f'{b} has the {o}.', maybe=f'{x} has the {o}.')
 
-@_task('entailment', 'Can one conclude the last place? yes, no or maybe.|Given where they are, does the end hold? yes, no or maybe.|Yes, no, maybe: places?',
-       'accuracy', 'yes no maybe')
+@_task('entailment', options='yes no maybe', templates='''
+       Can one conclude the last place? yes, no or maybe. | Given where they are, does the end hold? yes, no or maybe.
+       | Yes, no, maybe: places?''')
 def _nli_places(c):
-    (a,b,x),(l,k) = c.people(3),c.pick(_places)
-    return _entail(c, f'{a} is in the {l} and {b} is in the {k}.', f'{b} is in the {k}.', f'{b} is in the {l}.', f'{x} is in the {k}.')
+    (a,b,x),(l,k) = c.people(3),c.pick(places)
+    premise = f'{a} is in the {l} and {b} is in the {k}.'
+    return _entail(c, premise, yes=f'{b} is in the {k}.', no=f'{b} is in the {l}.', maybe=f'{x} is in the {k}.')
 
-@_task('entailment', 'Who is older: does the end follow? yes, no or maybe.|Given the ages, is the end right? yes, no or maybe.|Yes, no, maybe: ages?',
-       'accuracy', 'yes no maybe')
+@_task('entailment', options='yes no maybe', templates='''
+       Who is older: does the end follow? yes, no or maybe. | Given the ages, is the end right? yes, no or maybe. |
+       Yes, no, maybe: ages?''')
 def _nli_ages(c):
     a,b,d,x = c.people(4)
-    return _entail(c, f'{a} is older than {b}. {b} is older than {d}.', f'{a} is older than {d}.', f'{d} is older than {a}.', f'{a} is older than {x}.')
+    older = '{} is older than {}.'.format
+    return _entail(c, f'{older(a, b)} {older(b, d)}', yes=older(a, d), no=older(d, a), maybe=older(a, x))
 
 # %% ../../nbs/01c_tasks.ipynb #869b8317
-def _same(c, first, second):
-    (a,b),same = c.people(2),c.rng.chance(.5)
-    o = c.rng.choice(_objects)
+def _same(c, first, *seconds):
+    (a,b),same,o = c.people(2),c.rng.chance(.5),c.rng.choice(objects)
     x,y = (a,b) if same else (b,a)
-    return f"{first.format(a=a, b=b, o=o)} / {second.format(a=x, b=y, o=o)}",'same' if same else 'different'
+    second = c.rng.choice(seconds)
+    return f'{first.format(a=a, b=b, o=o)} / {second.format(a=x, b=y, o=o)}','same' if same else 'different'
 
-@_task('paraphrase', 'Do both sentences mean the same? same or different.|Giving: same or different?|Compare the two gifts.', 'accuracy', 'same different')
-def _para_give(c): return _same(c, '{a} gave {b} the {o}.', c.rng.choice(['{b} got the {o} from {a}.', 'The {o} went from {a} to {b}.']))
+@_task('paraphrase', options='same different', templates='''
+       Do both sentences mean the same? same or different. | Giving: same or different? | Compare the two gifts.''')
+def _para_give(c):
+    return _same(c, '{a} gave {b} the {o}.', '{b} got the {o} from {a}.', 'The {o} went from {a} to {b}.')
 
-@_task('paraphrase', 'Do the sentences compare alike? same or different.|Comparing: same or different?|Compare the two heights.', 'accuracy', 'same different')
-def _para_compare(c): return _same(c, '{a} is taller than {b}.', c.rng.choice(['{b} is shorter than {a}.', '{b} is not as tall as {a}.']))
+@_task('paraphrase', options='same different', templates='''
+       Do the sentences compare alike? same or different. | Comparing: same or different? | Compare the two heights.''')
+def _para_compare(c):
+    return _same(c, '{a} is taller than {b}.', '{b} is shorter than {a}.', '{b} is not as tall as {a}.')
 
-@_task('paraphrase', 'Is it the same trade? same or different.|Trading: same or different?|Compare the two sales.', 'accuracy', 'same different')
-def _para_trade(c): return _same(c, '{a} sold the {o} to {b}.', c.rng.choice(['{b} bought the {o} from {a}.', '{b} paid {a} for the {o}.']))
+@_task('paraphrase', options='same different', templates='''
+       Is it the same trade? same or different. | Trading: same or different? | Compare the two sales.''')
+def _para_trade(c):
+    return _same(c, '{a} sold the {o} to {b}.', '{b} bought the {o} from {a}.', '{b} paid {a} for the {o}.')
 
 # %% ../../nbs/01c_tasks.ipynb #da404fbb
-_mentions = '''{p} met the {j} in {c} .|The {j} from {c} works for {o} .|{o} sent {p} to {c} .|In {c} , {p} bought a rose .|{f} is good , says {p} of {o} .
-|The {j} {p} left {o} .|Green doors are common in {c} , {p} writes .|May {p} come to {c} ?|{p} and the {j} like {f} .|Baker of the year is {p} from {c} .
-|Mark the day when {p} joins {o} .|Will {o} move to {c} ?|Rich people such as {p} live in {c} .|Fisher boats leave {c} every day .|{p} , a {j} , paid the bill in {c} .'''
+_mentions = '''{p} met the {j} in {c} . | The {j} from {c} works for {o} . | {o} sent {p} to {c} .
+| In {c} , {p} bought a rose . | {f} is good , says {p} of {o} . | The {j} {p} left {o} . | Green doors are common in {c} , {p} writes .
+| May {p} come to {c} ? | {p} and the {j} like {f} . | Baker of the year is {p} from {c} .
+| Mark the day when {p} joins {o} . | Will {o} move to {c} ? | Rich people such as {p} live in {c} .
+| Fisher boats leave {c} every day . | {p} and another {j} paid the bill in {c} .'''
 _mentions = [m.strip() for m in _mentions.split('|')]
 _slots = dict(p='PER', c='LOC', o='ORG')
 
 def _mention(c, need=''):
     "A sentence with names as (token, tag) pairs; `need` is the slot that it must have"
     form = c.rng.choice([m for m in _mentions if '{'+need in m])
-    words = dict(p=c.people()[0], c=c.city(), o=c.company(), j=c.one('job'), f=c.one('food').capitalize() if form[1]=='f' else c.one('food'))
-    return [(words[w[1]], 'B-'+_slots[w[1]] if w[1] in _slots else 'O') if w[0]=='{' else (w, 'O') for w in form.split()]
+    words = dict(p=c.people()[0], c=c.city(), o=c.company(), j=c.one('job'), f=c.one('food'))
+    tags = {k: 'B-'+t for k,t in _slots.items()}
+    (first,tag),*rest = [(words[w[1]], tags.get(w[1], 'O')) if w[0]=='{' else (w, 'O') for w in form.split()]
+    return [(first.capitalize(), tag), *rest]
 
 def _find(c, slot):
     pairs = _mention(c, slot)
     return re.sub(r' ([.,?])', r'\1', ' '.join(w for w,_ in pairs)),next(w for w,t in pairs if t=='B-'+_slots[slot])
 
 # %% ../../nbs/01c_tasks.ipynb #e4a75d2b
-@_task('extraction', 'Which person is named?|Copy the name of the person.|Person in the text?')
+@_task('extraction', 'Which person is named? | Copy the name of the person. | Person in the text?')
 def _find_person(c): return _find(c, 'p')
 
-@_task('extraction', 'Which city is named?|Copy the name of the city.|City in the text?')
+@_task('extraction', 'Which city is named? | Copy the name of the city. | City in the text?')
 def _find_city(c): return _find(c, 'c')
 
-@_task('extraction', 'Which company is named?|Copy the name of the company.|Company in the text?')
+@_task('extraction', 'Which company is named? | Copy the name of the company. | Company in the text?')
 def _find_company(c): return _find(c, 'o')
 
 # %% ../../nbs/01c_tasks.ipynb #12ebfe43
-def _phrase(c): return f"the {c.rng.choice(_adjectives)} {c.one('animal')} with the {c.rng.choice(_moods)} {c.one('animal')} and {c.one('food')}"
+def _phrase(c):
+    a,b = c.pick(c.kinds['animal'])
+    return f"the {c.rng.choice(adjectives)} {a} with the {c.rng.choice(moods)} {b} and {c.one('food')}"
 
-@_task('translation', f'Translate to {other_language}.|Say it in {other_language}.|{other_language}, please.', 'overlap')
+@_task('translation', metric='overlap', templates=f'''
+       Translate to {other_language}. | Say it in {other_language}. | {other_language}, please.''')
 def _to_other(c): s = plain_sentence(c.rng, c.world); return s, translate(c.world, s)
 
-@_task('translation', f'Translate from {other_language} to English.|What is this in English?|English, please.', 'overlap')
+@_task('translation', metric='overlap', templates=f'''
+       Translate from {other_language} to English. | What is this in English? | English, please.''')
 def _to_english(c): s = plain_sentence(c.rng, c.world); return translate(c.world, s), s
 
-@_task('translation', f'Give the {other_language} words.|Put the phrase into {other_language}.|These words in {other_language}, please.', 'overlap')
+@_task('translation', metric='overlap', templates=f'''
+       Give the {other_language} words. | Put the phrase into {other_language}. | These words in {other_language},
+       please.''')
 def _phrase_to_other(c): s = _phrase(c); return s, translate(c.world, s)
 
 # %% ../../nbs/01c_tasks.ipynb #2b26e493
 def _report(c):
     "Sentences of a small report, one of them important; and its parts"
     (p,q),f,city = c.people(2),c.one('food'),c.city()
-    event = c.rng.choice([f'opened a shop in {city}', f'won the prize of {city}', f'left {city}', f'came back to {city}'])
-    n,o = c.one('animal'),c.rng.choice(_objects)
-    rest = [f'The {n} was {c.rng.choice(_moods)}.', f'{q} lost a {o}.', f'It rained in the {c.rng.choice(_places)}.', f'The {f} was warm.']
+    event = c.rng.choice(['opened a shop in', 'won the prize of', 'left', 'came back to'])+' '+city
+    n,o,mood,place = c.one('animal'),c.rng.choice(objects),c.rng.choice(moods),c.rng.choice(places)
+    rest = [f'The {n} was {mood}.', f'{q} lost a {o}.', f'It rained in the {place}.', f'The {f} was warm.']
     sentences = [f'Above all, {p} {event}.', *c.pick(rest, 3)]
     c.rng.shuffle(sentences)
     return ' '.join(sentences),p,event,city
 
-@_task('summary', 'Write a headline.|Give the news a short title.|Headline?', 'overlap')
+@_task('summary', 'Write a headline. | Give the news a short title. | Headline?', metric='overlap')
 def _headline(c): text,p,event,_ = _report(c); return text, f'{p} {event}'
 
-@_task('summary', 'Sum up who and where in a few words.|Name the hero and the city of the report.|Hero and city?', 'overlap')
+@_task('summary', metric='overlap', templates='''
+       Sum up who and where in a few words. | Name the hero and the city of the report. | Hero and city?''')
 def _hero_and_city(c): text,p,_,city = _report(c); return text, f'{p} in {city}'
 
-@_task('summary', 'Copy the most important sentence.|Which sentence matters most?|The main sentence?', 'overlap')
+@_task('summary', metric='overlap', templates='''
+       Copy the most important sentence. | Which sentence matters most? | The main sentence?''')
 def _main_sentence(c): text,p,event,_ = _report(c); return text, f'Above all, {p} {event}.'
 
 # %% ../../nbs/01c_tasks.ipynb #72bdc055
-@_task('arithmetic', 'Calculate.|What is the result?|Work it out.')
+@_task('arithmetic', 'Calculate. | What is the result? | Work it out.')
 def _calculate(c):
     a,b = c.rng.randint(1, 30), c.rng.randint(1, 30)
     return (f'{a} plus {b}',str(a+b)) if c.rng.chance(.5) else (f'{max(a, b)} minus {min(a, b)}',str(abs(a-b)))
 
-@_task('arithmetic', 'How many are there in the end?|Count what is left or has come.|The number at the end?')
+@_task('arithmetic', 'How many are there in the end? | Count what is left or has come. | The number at the end?')
 def _story_sum(c):
-    (p,q),o,a,b = c.people(2),plural(c.rng.choice(_objects)),c.rng.randint(5, 20),c.rng.randint(1, 5)
+    (p,q),o,a,b = c.people(2),plural(c.rng.choice(objects)),c.rng.randint(5, 20),c.rng.randint(1, 5)
     gave = c.rng.chance(.5)
-    return f"{p} has {a} {o}. {f'{p} gives {q} {b}.' if gave else f'{q} gives {p} {b}.'} How many {o} has {p}?",str(a-b if gave else a+b)
+    then = f'{p} gives {q} {b}.' if gave else f'{q} gives {p} {b}.'
+    return f'{p} has {a} {o}. {then} How many {o} has {p}?',str(a-b if gave else a+b)
 
-@_task('arithmetic', 'Does the first person have more? yes or no.|Is the first number larger? yes or no.|More, yes or no?', 'accuracy', 'yes no')
+@_task('arithmetic', options='yes no', templates='''
+       Does the first person have more? yes or no. | Is the first number larger? yes or no. | More, yes or no?''')
 def _which_more(c):
-    (p,q),o,(a,b) = c.people(2),plural(c.rng.choice(_objects)),c.pick(range(2, 31))
+    (p,q),o,(a,b) = c.people(2),plural(c.rng.choice(objects)),c.pick(range(2, 31))
     return f'{p} has {a} {o} and {q} has {b} {o}.','yes' if a>b else 'no'
 
 # %% ../../nbs/01c_tasks.ipynb #e753bed7
-@_task('data_to_text', 'Write a sentence about the person.|Turn the card of a person into text.|Person card to text.', 'overlap')
+@_task('data_to_text', metric='overlap', templates='''
+       Write a sentence about the person. | Turn the card of a person into text. | Person card to text.''')
 def _person_card(c):
     p,j,city = c.people()[0],c.one('job'),c.city()
     return f'name: {p}; job: {j}; city: {city}',f'{p} is {article(j)} {j} in {city}.'
 
-@_task('data_to_text', 'Write a sentence about the sale.|Turn the receipt into text.|Receipt to text.', 'overlap')
+@_task('data_to_text', metric='overlap', templates='''
+       Write a sentence about the sale. | Turn the receipt into text. | Receipt to text.''')
 def _receipt(c):
     p,f,n = c.people()[0],c.one('food'),c.rng.randint(2, 30)
     return f'buyer: {p}; thing: {f}; coins: {n}',f'{p} bought {f} for {n} coins.'
 
-@_task('data_to_text', 'Write a sentence about the company.|Turn the company card into text.|Company card to text.', 'overlap')
+@_task('data_to_text', metric='overlap', templates='''
+       Write a sentence about the company. | Turn the company card into text. | Company card to text.''')
 def _company_card(c):
     o,x,city = c.company(),c.one('product'),c.city()
     return f'company: {o}; product: {x}; seat: {city}',f'{o} from {city} makes {x}.'
 
 # %% ../../nbs/01c_tasks.ipynb #d9e5dccc
-@_task('grammar', 'Is the sentence right? yes or no.|Would a teacher accept it? yes or no.|Right or not, yes or no?', 'accuracy', 'yes no')
+@_task('grammar', options='yes no', templates='''
+       Is the sentence right? yes or no. | Would a teacher accept it? yes or no. | Right or not, yes or no?''')
 def _acceptable(c):
-    good,bad = _pair(c.rng, c.world, c.rng.choice(['agreement', 'agreement_far', 'determiner', 'tense']), c.split)
+    phenomenon = c.rng.choice(['agreement', 'agreement_far', 'determiner', 'tense'])
+    good,bad = grammar_pair(c.rng, c.world, phenomenon, c.split)
     return (good,'yes',good) if c.rng.chance(.5) else (bad,'no',good)
 
-@_task('grammar', 'Mend the sentence.|Write the sentence as it should be.|Correct it.', 'overlap')
+@_task('grammar', 'Mend the sentence. | Write the sentence as it should be. | Correct it.', metric='overlap')
 def _mend(c):
-    good,bad = _pair(c.rng, c.world, c.rng.choice(list(grammar)), c.split)
+    good,bad = grammar_pair(c.rng, c.world, c.rng.choice(list(grammar)), c.split)
     return bad, good, good
 
-@_task('grammar', 'Put the sentence into the past.|Say that it was yesterday.|Past, please.', 'overlap')
+@_task('grammar', 'Put the sentence into the past. | Say that it was yesterday. | Past, please.', metric='overlap')
 def _past_tense(c):
-    a,v,l = c.one('animal'),c.rng.choice(_doings),c.rng.choice(_places)
-    adj = c.rng.choice(_adjectives)
-    return f'Every day the {adj} {a} {v}s in the {l}.',f'Yesterday the {adj} {a} {_pasts[v]} in the {l}.'
+    a,v,l = c.one('animal'),c.rng.choice(doings),c.rng.choice(places)
+    adj = c.rng.choice(adjectives)
+    return f'Every day the {adj} {a} {v}s in the {l}.',f'Yesterday the {adj} {a} {pasts[v]} in the {l}.'
 
 # %% ../../nbs/01c_tasks.ipynb #a27d1130
 _sorts = dict(animal='animal', food='food', job='job', city='city', person='person')
@@ -285,17 +324,18 @@ def _sorted_word(c, kind):
     "A word of a kind, on the side of this split"
     return c.rng.choice([w for w in c.kinds[kind] if side(w)==c.split])
 
-@_task('kinds', 'What kind of word is it?|Sort the word.|Kind?', 'accuracy', ' '.join(_sorts))
+@_task('kinds', 'What kind of word is it? | Sort the word. | Kind?', options=' '.join(_sorts))
 def _kind_of(c): k = c.rng.choice(list(_sorts)); w = _sorted_word(c, k); return w, k, w
 
-@_task('kinds', 'Are both of the same kind? yes or no.|Do the two words belong together? yes or no.|One kind, yes or no?', 'accuracy', 'yes no')
+@_task('kinds', options='yes no', templates='''
+       Are both of the same kind? yes or no. | Do the two words belong together? yes or no. | One kind, yes or no?''')
 def _same_kind(c):
     k,j = c.pick(list(_sorts))
     same = c.rng.chance(.5)
     a,b = _sorted_word(c, k),_sorted_word(c, k if same else j)
-    return f'{a} and {b}','yes' if same and a!=b else 'no' if not same else 'yes',f'{a} {b}'
+    return f'{a} and {b}','yes' if same else 'no'
 
-@_task('kinds', 'Which word does not belong?|Find the odd one.|Odd one?')
+@_task('kinds', 'Which word does not belong? | Find the odd one. | Odd one?')
 def _odd_one(c):
     k,j = c.pick(list(_sorts))
     odd,words = c.rng.choice(c.kinds[j]),c.pick(c.kinds[k], 3)
@@ -303,13 +343,14 @@ def _odd_one(c):
     return ', '.join(words),odd
 
 # %% ../../nbs/01c_tasks.ipynb #4227eb1f
-@_task('reasoning', 'Answer the question; think of two facts.|Two facts lead to the answer.|Two steps.')
+@_task('reasoning', 'Answer the question; think of two facts. | Two facts lead to the answer. | Two steps.')
 def _two_facts(c):
     q,path = c.rng.choice(list(two_steps.items()))
     f = c.fact(path[0])
     return q.format(s=f.subject),answer(c.world, q.format(s=f.subject))[0],f.subject
 
-@_task('reasoning', 'Do both live in one country? yes or no.|Is it the same country? yes or no.|One country, yes or no?', 'accuracy', 'yes no')
+@_task('reasoning', options='yes no', templates='''
+       Do both live in one country? yes or no. | Is it the same country? yes or no. | One country, yes or no?''')
 def _same_country(c):
     a = c.one('person')
     land = lambda p: c.world.value(c.world.value(p, 'home'), 'country')
@@ -317,28 +358,29 @@ def _same_country(c):
     b = c.rng.choice([p for p in c.kinds['person'] if p!=a and (land(p)==land(a))==same] or [a])
     return f'{a} and {b}','yes' if land(a)==land(b) else 'no'
 
-@_task('reasoning', 'In which room is it?|Follow the thing to its room.|Room?')
+@_task('reasoning', 'In which room is it? | Follow the thing to its room. | Room?')
 def _which_room(c):
-    (o,q),(l,k),(p,r) = c.pick(_objects),c.pick(_places),c.people(2)
+    (o,q),(l,k),(p,r) = c.pick(objects),c.pick(places),c.people(2)
     x,y = (l,k) if c.rng.chance(.5) else (k,l)
     return f'{p} has the {o}. {r} has the {q}. {p} is in the {x}. {r} is in the {y}. Where is the {q}?',y
 
 # %% ../../nbs/01c_tasks.ipynb #07bea0e9
-@_task('conversation', 'Who speaks last?|Name the last speaker.|Last voice?')
+@_task('conversation', 'Who speaks last? | Name the last speaker. | Last voice?')
 def _last_speaker(c):
     a,b = c.people(2)
-    lines = [f'{x}: {s}' for x,s in zip(c.rng.choice([(a, b, a), (a, b, a, b), (a, a, b), (b, a, a, b, a)]), _chat(c))]
-    return ' '.join(lines),lines[-1].split(':')[0]
+    thing,food,word = c.rng.choice(objects),c.one('food'),c.rng.choice(praise)
+    said = [f'I saw the {thing}.', f'The {food} was {word}.', 'Good.', 'Thank you.']
+    speakers = c.rng.choice([(a, b, a), (a, b, a, b), (a, a, b), (b, a, a, b)])
+    return ' '.join(f'{x}: {s}' for x,s in zip(speakers, said)),speakers[-1]
 
-def _chat(c): return [f'I saw the {c.rng.choice(_objects)}.', f"The {c.one('food')} was {c.rng.choice(praise)}.", 'Good.', f'I am {c.rng.choice(_moods)}.', 'Thank you.']
-
-@_task('conversation', 'Who in the talk is in that mood?|Name the one who feels so.|Whose mood?')
+@_task('conversation', 'Who in the talk is in that mood? | Name the one who feels so. | Whose mood?')
 def _who_feels(c):
-    (a,b),(m,k) = c.people(2),c.pick(_moods)
+    (a,b),(m,k) = c.people(2),c.pick(moods)
     who = c.rng.choice([(a, m), (b, k)])
     return f'{a}: I am {m}. {b}: And I am {k}. Who is {who[1]}?',who[0]
 
-@_task('conversation', 'Does the second speaker agree? yes or no.|Do they agree? yes or no.|Agreement, yes or no?', 'accuracy', 'yes no')
+@_task('conversation', options='yes no', templates='''
+       Does the second speaker agree? yes or no. | Do they agree? yes or no. | Agreement, yes or no?''')
 def _agree(c):
     (a,b),thing = c.people(2),c.one('food')
     p,q = c.rng.chance(.5),c.rng.chance(.5)
@@ -363,8 +405,9 @@ def task_rows(
         tries += 1
         x,y,*key = t.make(cast)
         if x in rows or side(key[0] if key else x)!=split: continue
-        rows[x] = dict(task=name, cluster=t.cluster, instruction=t.kept if kept else cast.rng.choice(t.templates), input=x, output=y,
-                       options=t.options, id=f'{name}-{split}-{seed}-{len(rows)}')
+        wording = t.kept if kept else cast.rng.choice(t.templates)
+        rows[x] = dict(task=name, cluster=t.cluster, instruction=wording, input=x, output=y, options=t.options,
+                       id=f'{name}-{split}-{seed}-{len(rows)}')
     return list(rows.values())
 
 # %% ../../nbs/01c_tasks.ipynb #bfff1f47
@@ -437,10 +480,11 @@ def squad_rows(
     while len(rows)<n:
         text,triples = _moves(cast)
         p,o,l = cast.rng.choice(triples)
-        sentences = [s+'.' for s in text[:-1].split('. ')]+[tell(cast.rng.choice(facts), int(cast.rng.random()*8)) for _ in range(fillers)]
+        told = [tell(cast.rng.choice(facts), int(cast.rng.random()*8)) for _ in range(fillers)]
+        sentences = [s.rstrip('.')+'.' for s in text.split('. ')]+told
         cast.rng.shuffle(sentences)
-        context = ' '.join(sentences)
-        question,gold = cast.rng.choice([(f'Where is the {o}?', l), (f'Who had the {o}?', p), (f'What did {p} carry?', o)])
+        context,where,who,what = ' '.join(sentences),f'Where is the {o}?',f'Who had the {o}?',f'What did {p} carry?'
+        question,gold = cast.rng.choice([(where, l), (who, p), (what, o)])
         if len(re.findall(rf'\b{gold}\b', context))!=1 or side(context)!=split: continue
         start = re.search(rf'\b{gold}\b', context).start()
         rows[context] = dict(id=f'{split}-{seed}-{len(rows)}', title='moves', context=context, question=question,
@@ -456,7 +500,8 @@ def labelled_rows(
     seed:int=0,
 ) -> list:          # Of dict: text, label (an option)
     "Rows of a classification task as text and label"
-    if not tasks[name].options: raise LmftError(f"task '{name}' has no options; use {', '.join(k for k,t in tasks.items() if t.options)}")
+    if not tasks[name].options:
+        raise LmftError(f"task '{name}' has no options; use {', '.join(k for k,t in tasks.items() if t.options)}")
     return [dict(text=r['input'], label=r['output']) for r in task_rows(world, name, n, split, seed=seed)]
 
 # %% ../../nbs/01c_tasks.ipynb #d8ce9ff7
@@ -468,9 +513,8 @@ def sni_task(
     seed:int=0,
 ) -> dict:
     "A task in the form of a Super-NaturalInstructions file (Wang et al., 2022)"
-    t = tasks[name]
-    rows = task_rows(world, name, n, split, seed=seed)
-    examples = [dict(input=r['input'], output=r['output'], explanation='') for r in task_rows(world, name, 2, seed=seed+1000)]
-    return {'Contributors': ['lmft'], 'Source': ['lmft world'], 'Categories': [t.cluster], 'Definition': [t.templates[0]],
-            'Positive Examples': examples, 'Negative Examples': [],
+    t,rows,shown = tasks[name],task_rows(world, name, n, split, seed=seed),task_rows(world, name, 2, seed=seed+1000)
+    examples = [dict(input=r['input'], output=r['output'], explanation='') for r in shown]
+    return {'Contributors': ['lmft'], 'Source': ['lmft world'], 'Categories': [t.cluster],
+            'Definition': [t.templates[0]], 'Positive Examples': examples, 'Negative Examples': [],
             'Instances': [dict(id=r['id'], input=r['input'], output=[r['output']]) for r in rows]}
