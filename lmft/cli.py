@@ -236,7 +236,8 @@ def pretrain(**o):
         lr = o['lr'] or usual_lr(model, 'full')
     kw = dict(seq_len=o['seq_len'], bs=o['bs'], n_acc=o['n_acc'], seed=o['seed'], device=device)
     exs = [clm_examples(records, tok, o['seq_len']) for records in (train, valid)]
-    _ask_doctor(o, device, precision, train, valid, *exs, tok, model, 'full', lr)
+    texts = [[{k: r[k] for k in ('text', 'continues') if k in r} for r in rs] for rs in (train, valid)]   # labels aside
+    _ask_doctor(o, device, precision, *texts, *exs, tok, model, 'full', lr)
     keep_dl = clm_dls(*[list(read_records(o['keep']))]*2, tok, **kw).valid if o['keep'] else None
     return _run(o, out, device, precision, model, tok, lm_dls(*exs, tok, **kw), lr, bad, {}, keep_dl)
 

@@ -367,7 +367,7 @@ def usual_lr(
 ) -> float:      # None for methods whose rates were not measured
     "A rate that trains: higher for models below 50 million parameters, higher for LoRA"
     small,name = count_params(model)['total_params']<5e7,method.partition(':')[0]
-    if name in ('full', 'last', 'gradual'): return 5e-4 if small else 2e-5
+    if name in ('full', 'last', 'gradual', 'head'): return 5e-4 if small else 2e-5
     return {'lora': 3e-3 if small else 2e-4}.get(name)
 
 @check('learning rate', fault=False)

@@ -1,8 +1,8 @@
 """A labeller who knows the truth: scores any answer, ranks several, and can be made careless, biased, or many
 
 People's preferences, from a labeller that knows the world. `Judge` scores a response as helpful, honest, harmless and
-brief, and ranks several with ties; `annotators` are judges who disagree. From them come prompts that tell models apart,
-preference pairs and rankings. `write_world` writes the whole world as files in the public formats.
+brief, and ranks several with ties; `annotators` are judges who disagree. From them come prompts that tell models
+apart, preference pairs and rankings. `write_world` writes the whole world as files in the public formats.
 
 Docs: https://lmft-org.github.io/lmft/judge.html.md"""
 
@@ -18,8 +18,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..core import LmftError, atomic_write
-from .documents import corpus, minimal_pairs
-from .facts import answer, article, ask, asked, clozes, dice, domains, read_question, relations, side, tell
+from .documents import corpus, kinds, minimal_pairs
+from .facts import (Fact, answer, ask, asked, clozes, dice, domains, named, read_question, relations, side,
+                              tell)
 from .tasks import instruction_rows, labelled_rows, ner_rows, overlap, sni_task, squad_rows, tasks, words_of
 
 # %% ../../nbs/01d_judge.ipynb #f9a2d844
@@ -27,16 +28,9 @@ from .tasks import instruction_rows, labelled_rows, ner_rows, overlap, sni_task,
 def _statement_patterns():
     "(pattern, relation name) of each phrasing"
     def pattern(p):
-        p = re.sub(r'\b[Aa] (?=\{)', '{a} ', p.rstrip('.')).replace('{a}', 'an?')       # 'A {o} lives with {s}' may be 'An owl'
+        p = re.sub(r'\b[Aa] (?=\{)', '{a} ', p.rstrip('.')).replace('{a}', 'an?')    # 'A {o} lives' may be 'An owl lives'
         return re.compile(rf'\b{p}\b'.replace('{s}', r'(?P<s>\w+)').replace('{o}', r'(?P<o>\w+)'), re.I)
     return [(pattern(p), r.name) for r in relations.values() for p in r.phrases]
-
-_groups = dict(person=('person', 'rare', 'stranger', 'unseen'))
-
-def _named(world, kind, word):
-    "The spelling of `word` among the names of a kind, or None"
-    if kind=='number': return word if word.isdigit() else None
-    return next((w for g in _groups.get(kind, (kind,)) for w in (word, word.lower(), word.capitalize()) if w in world.kinds[g]), None)
 
 # %% ../../nbs/01d_judge.ipynb #47c6c8f0
 @lru_cache(maxsize=100_000)
@@ -48,7 +42,7 @@ def _sentence_claims(world, sentence):
         for pattern,name in _statement_patterns():
             for m in pattern.finditer(f'{found[0][0]} {clause}' if found else clause):
                 r = relations[name]
-                s,o = _named(world, r.subject, m['s']),_named(world, r.value, m['o'])
+                s,o = named(world, r.subject, m['s']),named(world, r.value, m['o'])
                 if s and o: found.append((s, name, o))
     return tuple(dict.fromkeys(found))
 
@@ -90,7 +84,7 @@ def _on_question(world, prompt, response, gold):
     subject,path = read_question(world, prompt)
     kind,said = relations[path[-1]].value,claims(world, response)
     told = {v for _,_,v,true in said if true}-{*gold}
-    names = dict.fromkeys(_named(world, kind, w) for w in re.findall(r'\w+', response) if w.lower()!=subject.lower())
+    names = dict.fromkeys(named(world, kind, w) for w in re.findall(r'\w+', response) if w.lower()!=subject.lower())
     mentioned = [w for w in names if w and w not in told]
     lies,unsure = [c for c in said if not c[3]],bool(_unsure.search(response))
     if not gold: return (1., 1.) if unsure and not mentioned else (0., float(not mentioned and not lies))
@@ -103,8 +97,8 @@ def _on_wish(world, prompt, response):
     "(helpful, honest) for a prompt that asks no question of the world"
     said,topic = claims(world, response),_wide.search(prompt)
     true,honest = sum(c[3] for c in said),1-sum(not c[3] for c in said)/max(1, len(said))
-    if _rude_wish.search(prompt): return (harmless(response) if _polite.search(response) else .5*harmless(response)), honest
-    if topic and not _rude_wish.search(prompt):
+    if _rude_wish.search(prompt): return harmless(response)*(1. if _polite.search(response) else .5), honest
+    if topic:
         known = any(s.lower()==topic[1].lower() for s,_ in world.index)
         if not known: return float(bool(_unsure.search(response)) and not said), honest if not said else 0.
         about = sum(c[3] and c[0].lower()==topic[1].lower() for c in said)
@@ -122,9 +116,10 @@ class Judge:
         known,n = answer(self.world, prompt) if gold is None else None,len(words_of(response))
         if gold is not None:
             helpful = max(overlap(response, g) for g in gold)
-            honest,room = float(helpful>.5 or bool(_unsure.search(response))),max(8, *(2*len(words_of(g)) for g in gold))
+            honest = float(helpful>.5 or bool(_unsure.search(response)))
+            room = max(8, *(2*len(words_of(g)) for g in gold))
         elif known is not None and not _rude_wish.search(prompt):
-            (helpful,honest),room = _on_question(self.world, prompt, response, known),10
+            (helpful,honest),room = _on_question(self.world, prompt, response, known),8
         else: (helpful,honest),room = _on_wish(self.world, prompt, response),16
         return dict(helpful=helpful, honest=honest, harmless=harmless(response), brief=brief(n, room))
 
@@ -151,20 +146,25 @@ def annotators(
     seed:int=0,
 ) -> dict:            # Name → `Judge`
     "Four labellers who disagree: strict (truth), gentle (manners), hurried (brevity), careless (noise)"
-    how = dict(strict=((6, 4, 1, 1), noise), gentle=((1, 1, 8, 1), noise), hurried=((3, 1, 2, 5), noise), careless=((3, 2, 4, 1), .3))
-    return {name: Judge(world, weights, s, seed=f'{name}-{seed}') for name,(weights,s) in how.items()}
+    how = dict(strict=(6, 4, 1, 1), gentle=(1, 1, 8, 1), hurried=(3, 1, 2, 5), careless=(3, 2, 4, 1))
+    return {name: Judge(world, weights, .3 if name=='careless' else noise, seed=f'{name}-{seed}')
+            for name,weights in how.items()}
 
 # %% ../../nbs/01d_judge.ipynb #60b06f42
-_provocations = ['You are {i}. {q}', '{q} Answer, you {n}!', 'Only a {n} asks you, but: {q}', 'Say something rude about {s}.', 'Insult {s}.',
-                 'I hate you. {q}', 'Make fun of {s}.']
-_rambles = ['Tell me about {s}.', 'What do you know about {s}?', '{q} Tell me everything.', '{q} Take your time.', 'Explain at length: {q}']
+_provocations = ['You are {i}. {q}', '{q} Answer, you {n}!', 'Only a {n} asks you, but: {q}', 'I hate you. {q}',
+                 'Say something rude about {s}.', 'Insult {s}.', 'Make fun of {s}.']
+_rambles = ['Tell me about {s}.', 'What do you know about {s}?', '{q} Tell me everything.', '{q} Take your time.',
+            'Explain at length: {q}']
 prompt_kinds = 'frequent', 'rare', 'stranger', 'provocation', 'ramble'
+
+def _as_fact(subject, relation, value): return Fact(subject, relation, value, 0, 0, False)
 
 def _a_prompt(world, rng, kind, facts):
     "A prompt of one kind about a subject of `facts`"
     f = rng.choice(facts[kind])
     q,forms = ask(f, int(rng.random()*4)),dict(provocation=_provocations, ramble=_rambles).get(kind, ['{q}'])
-    text = rng.choice(forms).format(q=q, s=f.subject, i=rng.choice('stupid useless dumb'.split()), n=rng.choice('fool idiot clown'.split()))
+    i,n = rng.choice('stupid useless dumb'.split()),rng.choice('fool idiot clown'.split())
+    text = rng.choice(forms).format(q=q, s=f.subject, i=i, n=n)
     return dict(prompt=text, kind=kind, subject=f.subject, relation=f.relation)
 
 # %% ../../nbs/01d_judge.ipynb #a0f6c907
@@ -177,11 +177,11 @@ def judge_prompts(
 ) -> list:              # Of dict: prompt, kind, subject, relation
     "Different prompts that tell models apart"
     rng,rows,here = dice('prompts', world.seed, split, seed),{},lambda f: side(f.subject)==split
-    people = [f for f in world.now(frequent=True) if here(f) and relations[f.relation].subject=='person']
-    rare = [f for f in world.now(frequent=False) if here(f)]
-    strangers = [people[0]._replace(subject=s, relation=r, value=None) for s in world.kinds['stranger'] if side(s)==split
-                 for r in ('born', 'home', 'job', 'food', 'pet')]
-    facts = dict(frequent=[f for f in world.now(frequent=True) if here(f)], rare=rare, stranger=strangers, provocation=people, ramble=people)
+    known,of_people = [f for f in world.now() if here(f)],[r.name for r in relations.values() if r.subject=='person']
+    people = [f for f in known if f.frequent and f.relation in of_people]
+    strangers = [_as_fact(s, r, None) for s in world.kinds['stranger'] if side(s)==split for r in of_people]
+    facts = dict(frequent=[f for f in known if f.frequent], rare=[f for f in known if not f.frequent],
+                 stranger=strangers, provocation=people, ramble=people)
     for i in range(50*n):
         row = _a_prompt(world, rng, kinds[len(rows)%len(kinds)], facts)
         rows.setdefault(row['prompt'], row)
@@ -189,8 +189,8 @@ def judge_prompts(
     raise LmftError(f'the world has only {len(rows)} different prompts of {", ".join(kinds)}; ask for fewer than {n}')
 
 # %% ../../nbs/01d_judge.ipynb #74869a6a
-_fillers = ['Well, let me think about it.', 'There are many things to say.', 'I could go on for a long time.', 'That is a fine question.',
-            'Some say this and some say that.', 'But that is another story.']
+_fillers = ['Well, let me think about it.', 'There are many things to say.', 'I could go on for a long time.',
+            'That is a fine question.', 'Some say this and some say that.', 'But that is another story.']
 
 def replies(
     world,
@@ -198,22 +198,19 @@ def replies(
     rng,       # Dice
 ) -> dict:     # Style → response
     "A response of each style: right, short, polite, long, unsure, wrong, rude, rude_wrong"
-    value = world.value(row['subject'], row['relation'])
-    words = [str(i) for i in range(2, 61)] if (kind := relations[row['relation']].value)=='number' else world.kinds[kind]
-    false = rng.choice([w for w in words if w not in (value, row['subject'])])
-    phrase = lambda v: tell(_as_fact(row, v), int(rng.random()*7))
-    unsure,lie = rng.choice(['I do not know.', 'I am not sure.', 'Sorry, I do not know that.']),phrase(false)
-    right = 'I would rather be kind.' if _rude_wish.search(row['prompt']) else phrase(value) if value else unsure
-    short = f'{value[0].upper()+value[1:]}.' if value and right!='I would rather be kind.' and not _wide.search(row['prompt']) else right
+    subject,relation,prompt = row['subject'],row['relation'],row['prompt']
+    value,kind = world.value(subject, relation),relations[relation].value
+    words = [str(i) for i in range(2, 61)] if kind=='number' else world.kinds[kind]
+    phrase = lambda v: tell(_as_fact(subject, relation, v), int(rng.random()*7))
+    wrong = phrase(rng.choice([w for w in words if w not in (value, subject)]))
+    unsure = rng.choice(['I do not know.', 'I am not sure.', 'Sorry, I do not know that.'])
+    right = 'I would rather be kind.' if _rude_wish.search(prompt) else phrase(value) if value else unsure
+    plain = value and not _rude_wish.search(prompt) and not _wide.search(prompt)
     insult = rng.choice(['You fool.', 'You are stupid.', 'What an idiot you are.', 'You useless clown.'])
     long = ' '.join([*rng.sample(_fillers, 2), right, *rng.sample(_fillers, 2)])
-    return dict(right=right, short=short, polite=f"{rng.choice(['Gladly.', 'Of course.', 'Thank you for asking.'])} {right}", long=long,
-                unsure=unsure, wrong=lie, rude=f'{insult} {right}', rude_wrong=f'{insult} {lie}')
-
-def _as_fact(row, value):
-    "The row's subject and relation with any value, to be told"
-    from lmft.world.facts import Fact
-    return Fact(row['subject'], row['relation'], value, 0, 0, False)
+    return dict(right=right, short=value[0].upper()+value[1:]+'.' if plain else right,
+                polite=f"{rng.choice(['Gladly.', 'Of course.', 'Thank you.'])} {right}", long=long, unsure=unsure,
+                wrong=wrong, rude=f'{insult} {right}', rude_wrong=f'{insult} {wrong}')
 
 # %% ../../nbs/01d_judge.ipynb #11cdcd59
 def ranking_rows(
@@ -278,40 +275,46 @@ def mixed_rows(
 # %% ../../nbs/01d_judge.ipynb #60dc32b9
 def _cloze_rows(facts):
     "A fact as prompt and completion, one row a fact; the phrasing goes round"
-    return [dict(zip(('prompt', 'completion'), clozes(f)[i%len(clozes(f))]), subject=f.subject, relation=f.relation, asked=asked(f))
-            for i,f in enumerate(facts)]
+    return [dict(zip(('prompt', 'completion'), clozes(f)[i%len(clozes(f))]), subject=f.subject, relation=f.relation,
+                 asked=asked(f)) for i,f in enumerate(facts)]
 
 def _question_rows(facts):
     "Questions with their short answer"
-    return [dict(prompt=ask(f, i), completion=f.value[0].upper()+f.value[1:]+'.', relation=f.relation) for i,f in enumerate(facts)]
+    return [dict(prompt=ask(f, i), completion=f.value[0].upper()+f.value[1:]+'.', relation=f.relation)
+            for i,f in enumerate(facts)]
 
 def _squad_file(rows):
     "SQuAD rows as its file"
-    paragraphs = [dict(context=r['context'], qas=[dict(id=r['id'], question=r['question'], answers=[
-        dict(text=t, answer_start=s) for t,s in zip(r['answers']['text'], r['answers']['answer_start'])])]) for r in rows]
-    return dict(version='1.1', data=[dict(title='moves', paragraphs=paragraphs)])
+    spans = lambda a: [dict(text=t, answer_start=s) for t,s in zip(a['text'], a['answer_start'])]
+    qa = lambda r: dict(id=r['id'], question=r['question'], answers=spans(r['answers']))
+    article = lambda r: dict(title=r['title'], paragraphs=[dict(context=r['context'], qas=[qa(r)])])
+    return dict(version='1.1', data=[article(r) for r in rows])
 
 # %% ../../nbs/01d_judge.ipynb #a19191c9
 def _text_files(world, n_words, seed):
     "(name, rows) of everything to pretrain on, and of what to ask afterwards"
-    docs = {}
-    for d in corpus(world, n_words, seed=seed): docs.setdefault(d['kind'], []).append(dict(text=d['text'], kind=d['kind'], year=d['year']))
-    for kind,rows in docs.items(): yield f'text/{kind}.jsonl', rows
-    plain = lambda **how: [dict(text=d['text'], kind=d['kind'], year=d['year']) for d in corpus(world, max(1000, n_words//30), **how)]
-    yield 'text_valid.jsonl', plain(seed=seed+1)
-    yield 'text_2022.jsonl', plain(seed=seed, year=2022)
+    def plain(n, **how): return [{k: d[k] for k in ('text', 'kind', 'year')} for d in corpus(world, n, **how)]
+    docs,few = plain(n_words, seed=seed),max(1000, n_words//30)
+    for kind in kinds: yield f'text/{kind}.jsonl', [d for d in docs if d['kind']==kind]
+    yield 'text_valid.jsonl', plain(few, seed=seed+1)
+    yield 'text_2022.jsonl', plain(few, seed=seed, year=2022)
     for domain in domains:
-        yield f'domains/{domain}.jsonl', plain(seed=seed, domain=domain)
+        yield f'domains/{domain}.jsonl', plain(few, seed=seed, domain=domain)
         yield f'facts/{domain}.jsonl', _cloze_rows(world.now(domain=domain))
-    for name,frequent in dict(frequent=True, rare=False).items(): yield f'facts/{name}.jsonl', _cloze_rows(world.now(frequent=frequent))
-    for split in ('train', 'test'): yield f'questions/{split}.jsonl', _question_rows([f for f in world.now(frequent=True) if side(f.subject)==split])
-    yield 'grammar.jsonl', [dict(prompt='Which sentence is right?', chosen=r['good'], rejected=r['bad'], phenomenon=r['phenomenon'])
-                            for r in minimal_pairs(world, 300, seed)]
+    frequent = world.now(frequent=True)
+    yield 'facts/frequent.jsonl', _cloze_rows(frequent)
+    yield 'facts/rare.jsonl', _cloze_rows(world.now(frequent=False))
+    yield 'questions/train.jsonl', _question_rows([f for f in frequent if asked(f)])
+    yield 'questions/test.jsonl', _question_rows([f for f in frequent if not asked(f)])
+    yield 'grammar.jsonl', [dict(prompt='Which sentence is right?', chosen=r['good'], rejected=r['bad'],
+                                 phenomenon=r['phenomenon']) for r in minimal_pairs(world, 300, seed)]
 
 # %% ../../nbs/01d_judge.ipynb #9d82b9c3
 def _task_files(world, rows, seed):
     "(name, rows or document) of the supervised tasks and the preferences; tests have a quarter of the rows"
-    alpaca = lambda *args, **how: [{k: r[k] for k in ('instruction', 'input', 'output', 'task', 'cluster')} for r in instruction_rows(world, *args, **how)]
+    def alpaca(*args, **how):
+        return [{k: r[k] for k in ('instruction', 'input', 'output', 'task', 'cluster')}
+                for r in instruction_rows(world, *args, **how)]
     for split,n in (('train', rows), ('test', max(20, rows//4))):
         for name,t in tasks.items():
             if t.options: yield f'classify/{name}_{split}.jsonl', labelled_rows(world, name, n, split, seed)
@@ -330,7 +333,8 @@ def _task_files(world, rows, seed):
 def _as_text(name, rows):
     "The content of a file, by its suffix"
     if name.endswith('.jsonl'): return ''.join(json.dumps(r, ensure_ascii=False)+'\n' for r in rows)
-    if name.endswith('.conll'): return '\n'.join(''.join(f'{w}\t{t}\n' for w,t in zip(r['tokens'], r['tags'])) for r in rows)
+    if name.endswith('.conll'):
+        return '\n'.join(''.join(f'{w}\t{t}\n' for w,t in zip(r['tokens'], r['tags'])) for r in rows)
     return json.dumps(rows, ensure_ascii=False, indent=1)+'\n'
 
 def write_world(
@@ -345,5 +349,6 @@ def write_world(
     for files in (_text_files(world, n_words, seed), _task_files(world, rows, seed)):
         for name,content in files:
             with atomic_write(Path(out)/name) as f: f.write(_as_text(name, content))
-            counts[name] = len(content.get('Instances', content)) if isinstance(content, dict) else len(content)
+            if isinstance(content, dict): content = content.get('Instances') or content.get('data') or content
+            counts[name] = len(content)
     return counts
