@@ -224,7 +224,7 @@ _relation('term', 'lease', 'number', '''Lease {s} ends after {o} months. | The t
     What is the term of lease {s}? | How many months does lease {s} run?''')
 
 # %% ../../nbs/01a_facts.ipynb #a8465408
-_groups = dict(person=80, rare=50, stranger=30)
+_groups = dict(person=64, rare=50, stranger=30)
 
 def _cast(seed):
     "Kind → names, drawn by `seed`; kinds that begin with 'unseen' are kept for tests"
