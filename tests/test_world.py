@@ -6,18 +6,19 @@ from sklearn.linear_model import LogisticRegression
 
 from lmft.records import read_records
 from lmft.world.documents import corpus, minimal_pairs
-from lmft.world.facts import World, answer, ask, asked, domains
+from lmft.world.facts import World, ambiguous, answer, ask, asked, domains
 from lmft.world.judge import Judge, judge_prompts, mixed_rows, pair_rows, ranking_rows, write_world
 from lmft.world.tasks import instruction_rows, ner_rows, score, squad_rows, task_rows, tasks
 
 stored = dict(
-    facts='b7d649585a2a', words='4ab848e8fd21', corpus='deab0b46c509', drift='9fb150081f94', domains='61ec708abe68',
-    grammar='de101e590f1d', tasks='f801c0c7ab2d', shapes='ac09922b7d3b', judge='9fb14553f627')
+    facts='8438fd1a3b23', words='4ab848e8fd21', corpus='fccd4afe406d', drift='ba1acc97cdde', domains='61ec708abe68',
+    grammar='de101e590f1d', tasks='c0a8f75ea1af', shapes='1e71c8da5315', judge='ee6f9802db04')
 
 def parts(world):
     "Everything that the world makes, in small, by name"
     return dict(
-        facts=world.facts, words=world.words, corpus=list(corpus(world, 30_000)), drift=list(corpus(world, 5_000, year=2022)),
+        facts=world.facts, words=world.words, corpus=list(corpus(world, 30_000)),
+        drift=list(corpus(world, 5_000, year=2022)),
         domains=[list(corpus(world, 2_000, domain=d)) for d in domains], grammar=minimal_pairs(world, 60),
         tasks=[instruction_rows(world, 5, split) for split in ('train', 'test')],
         shapes=[f(world, 20, split) for f in (ner_rows, squad_rows) for split in ('train', 'test')],
@@ -25,7 +26,8 @@ def parts(world):
 
 def hashes(seed=0):
     "A short hash of each part"
-    return {k: hashlib.sha256(json.dumps(v, ensure_ascii=False).encode()).hexdigest()[:12] for k,v in parts(World(seed)).items()}
+    texts = {k: json.dumps(v, ensure_ascii=False) for k,v in parts(World(seed)).items()}
+    return {k: hashlib.sha256(t.encode()).hexdigest()[:12] for k,t in texts.items()}
 
 @pytest.mark.parametrize('hash_seed', ['1', '2'])
 def test_same_in_every_process(hash_seed):
@@ -58,7 +60,8 @@ def test_frequent_facts_are_told_often(seed):
 def bag_accuracy(train, test, ngrams):
     "Accuracy of logistic regression on TF-IDF"
     vec = TfidfVectorizer(ngram_range=ngrams, token_pattern=r'\w+')
-    fit = LogisticRegression(max_iter=2000, C=10).fit(vec.fit_transform([r['input'] for r in train]), [r['output'] for r in train])
+    x,y = vec.fit_transform([r['input'] for r in train]),[r['output'] for r in train]
+    fit = LogisticRegression(max_iter=2000, C=10).fit(x, y)
     return fit.score(vec.transform([r['input'] for r in test]), [r['output'] for r in test])
 
 @pytest.mark.parametrize('name', [n for n,t in tasks.items() if t.options])
@@ -92,10 +95,11 @@ def test_files_are_whole_and_counted(files):
 def test_shapes_round_trip(files):
     out,_ = files
     world,read = World(0),lambda name: list(read_records(out/name))
+    def only(rows, fields): return [{k: r[k] for k in fields.split()} for r in rows]
     assert read('ner/train.conll')==ner_rows(world, 120)
-    assert read('squad/train.json')==[{k: r[k] for k in ('id', 'context', 'question', 'answers')} for r in squad_rows(world, 120)]
-    assert read('preferences/rankings_train.jsonl')==[{k: r[k] for k in ('prompt', 'responses', 'ranks')} for r in ranking_rows(world, 120)]
-    assert read('instructions/train.jsonl')==[{k: r[k] for k in ('instruction', 'input', 'output')} for r in instruction_rows(world, 30)]
+    assert read('squad/train.json')==only(squad_rows(world, 120), 'id context question answers')
+    assert read('preferences/rankings_train.jsonl')==only(ranking_rows(world, 120), 'prompt responses ranks')
+    assert read('instructions/train.jsonl')==only(instruction_rows(world, 30), 'instruction input output')
     for name,t in tasks.items():
         rows = read(f'natural_instructions/tasks/{name}.json')
         assert {r['cluster'] for r in rows}=={t.cluster} and {r['task'] for r in rows}=={name}
@@ -107,7 +111,8 @@ def test_datasets_loads_them(files, tmp_path):
     datasets.disable_progress_bars()
     out,counts = files
     for name in counts:
-        if name.endswith('.jsonl'): assert len(datasets.Dataset.from_json(str(out/name), cache_dir=tmp_path))==counts[name], name
+        if name.endswith('.jsonl'):
+            assert len(datasets.Dataset.from_json(str(out/name), cache_dir=tmp_path))==counts[name], name
     squad = datasets.Dataset.from_json(str(out/'squad/train.json'), field='data', cache_dir=tmp_path)
     assert len(squad)==counts['squad/train.json']
 
@@ -116,7 +121,6 @@ def test_nothing_kept_is_in_a_training_file(files):
     world,test_only = World(0),('test', 'valid', '2022', 'facts/', 'grammar', 'categories', 'domains')
     train = {n: (out/n).read_text() for n in counts if not any(t in n for t in test_only)}
     words = {w for text in train.values() for w in re.findall(r'\w+', text)}
-    from lmft.world.facts import ambiguous
     kept = [w for k in ('unseen', 'unseen_city', 'unseen_company') for w in world.kinds[k] if w not in ambiguous]
     assert len(kept)>50 and not words & {*kept}
     text = '\n'.join(train.values())
@@ -129,8 +133,9 @@ def test_nothing_kept_is_in_a_training_file(files):
 @pytest.mark.parametrize('kind', ['instructions', 'preferences', 'ner', 'squad', 'questions'])
 def test_train_and_test_files_share_no_row(files, kind):
     out,counts = files
-    rows = lambda split: {json.dumps({k: v for k,v in r.items() if k!='id'}) for n in counts if n.startswith(kind) and split in n
-                          for r in read_records(out/n)}
+    def rows(split):
+        records = [r for n in counts if n.startswith(kind) and split in n for r in read_records(out/n)]
+        return {json.dumps({k: v for k,v in r.items() if k!='id'}) for r in records}
     assert rows('train') and rows('test') and not rows('train') & rows('test')
 
 def test_year_decides_the_answer():

@@ -48,6 +48,10 @@ class Writer:
         self.facts.append(f'{fact.subject} {fact.relation} {fact.value}')
         return tell(fact, int(self.rng.random()*8) if i is None else i)
 
+    def join(self, sentences):
+        "One paragraph, or a line for each sentence"
+        return (' ' if self.rng.chance(.5) else '\n').join(sentences)
+
     def all_about(self, subject):
         "Each fact of a subject once, in some order"
         return [self.say(f) for f in self.rng.sample(self.known[subject], len(self.known[subject]))]
@@ -149,7 +153,7 @@ def _encyclopedia(w):
         linked = [f.value for f in w.known[subject] if f.value in w.known]
         subject = w.rng.choice(linked) if linked and w.rng.chance(.4) else w.about()
         if len(sentences)>=9: break
-    return ' '.join(sentences)
+    return w.join(sentences)
 
 # %% ../../nbs/01b_documents.ipynb #ade1d523
 @_kind
@@ -160,7 +164,7 @@ def _news(w):
         sentences += w.all_about(subject)
         if rng.chance(.3): sentences += _past(w, subject)
     if rng.chance(.5): sentences.append(f"It was {rng.choice(moods)} news for the {rng.choice(places)}.")
-    return ' '.join(sentences)
+    return w.join(sentences)
 
 def _past(w, subject):
     "A sentence on what held of the subject in an earlier year, if anything of it changes"
@@ -186,7 +190,7 @@ def _papers(w):
     a,x,y,(here,there) = rng.choice(w.world.kinds['animal']),rng.randint(2, 20),rng.randint(2, 20),rng.sample(places, 2)
     counted = f'We counted {x} {plural(a)} near the {here} and {y} near the {there}. In all, {x} plus {y} is {x+y}.'
     found = [s for _ in range(3) for s in w.all_about(w.about())]
-    return ' '.join([f'Abstract. We study {plural(a)} and other things.', *w.all_about(a), counted, 'Results.', *found])
+    return w.join([f'Abstract. We study {plural(a)} and other things.', *w.all_about(a), counted, 'Results.', *found])
 
 # %% ../../nbs/01b_documents.ipynb #99678ca8
 def _scene(w):

@@ -107,7 +107,7 @@ Relation = namedtuple('Relation', 'name subject value phrases questions past cha
 relations = {}  # Name → `Relation`; {s} is the subject, {o} the value, {a} its article
 
 def _relation(name, subject, value, phrases, questions, past=None, changes=0.):
-    "Add a relation, texts separated by '|'; `past` tells of a year {y}; `changes` is the chance of a new value each year"
+    "Add a relation, texts separated by '|'; `past` tells of a year {y}; `changes` is the chance of change a year"
     phrases,questions = ([' '.join(p.split()) for p in text.split('|')] for text in (phrases, questions))
     relations[name] = Relation(name, subject, value, phrases, questions, past, changes)
 

@@ -28,7 +28,7 @@ from .tasks import instruction_rows, labelled_rows, ner_rows, overlap, sni_task,
 def _statement_patterns():
     "(pattern, relation name) of each phrasing"
     def pattern(p):
-        p = re.sub(r'\b[Aa] (?=\{)', '{a} ', p.rstrip('.')).replace('{a}', 'an?')    # 'A {o} lives' may be 'An owl lives'
+        p = re.sub(r'\b[Aa] (?=\{)', '{a} ', p.rstrip('.')).replace('{a}', 'an?')     # 'A {o} lives': 'An owl lives'
         return re.compile(rf'\b{p}\b'.replace('{s}', r'(?P<s>\w+)').replace('{o}', r'(?P<o>\w+)'), re.I)
     return [(pattern(p), r.name) for r in relations.values() for p in r.phrases]
 

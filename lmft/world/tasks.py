@@ -191,7 +191,8 @@ def _para_trade(c):
 
 # %% ../../nbs/01c_tasks.ipynb #da404fbb
 _mentions = '''{p} met the {j} in {c} . | The {j} from {c} works for {o} . | {o} sent {p} to {c} .
-| In {c} , {p} bought a rose . | {f} is good , says {p} of {o} . | The {j} {p} left {o} . | Green doors are common in {c} , {p} writes .
+| In {c} , {p} bought a rose . | {f} is good , says {p} of {o} . | The {j} {p} left {o} .
+| Green doors are common in {c} , {p} writes .
 | May {p} come to {c} ? | {p} and the {j} like {f} . | Baker of the year is {p} from {c} .
 | Mark the day when {p} joins {o} . | Will {o} move to {c} ? | Rich people such as {p} live in {c} .
 | Fisher boats leave {c} every day . | {p} and another {j} paid the bill in {c} .'''
