@@ -10,6 +10,7 @@ Modules:
 - `lmft.generation`: Continue a text, answer a question, and say how probable a given answer is
 - `lmft.learner`: One loop for everything: fastai's, made exact for tokens
 - `lmft.models`: Tiny configurations of real architectures, safe loading and saving, and which part of a model a method trains
+- `lmft.pretraining`: From text alone: next words, masked words, neighbouring sentences, and the base models of all later lessons
 - `lmft.records`: Files, folders and 🤗 datasets as plain dicts: every public shape recognised, every bad record named
 - `lmft.world.documents`: The world told in nine kinds of text, in a mixture that can be set, by year and by field of work
 - `lmft.world.facts`: A small world whose every truth is known: people, places and things, what holds of them, and since when
