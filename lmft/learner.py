@@ -43,6 +43,14 @@ def block_mask(
     return torch.zeros(same.shape, device=same.device).masked_fill_(~same, torch.finfo(torch.float32).min)
 
 # %% ../nbs/05_learner.ipynb #1397dbcb
+def _first_position(model):
+    "RoBERTa and its kin count positions from the pad id on"
+    tables = (m for m in model.modules() if hasattr(m, 'position_embeddings') and hasattr(m, 'padding_idx'))
+    return next((m.padding_idx+1 for m in tables), 0)
+
+def _cat(preds): return torch.cat(preds) if torch.is_tensor(preds[0]) else tuple(map(torch.cat, zip(*preds)))
+
+# %% ../nbs/05_learner.ipynb #1a2325a2
 class HFModel(nn.Module):
     "A 🤗 model that takes one batch and returns float32 predictions for the kept positions: (targets, classes)"
     def __init__(self,
@@ -53,15 +61,17 @@ class HFModel(nn.Module):
         self.hf,self.amp = hf,None                              # amp: dtype of matrix products, set by `Precision`
         self.causal = any(getattr(m, 'is_causal', False) for m in base.modules())
         self.per_row = type(base).__name__.endswith('ForSequenceClassification')
+        self.first = _first_position(base)
 
     def forward(self, batch):
-        if 'window' in batch: return torch.cat([self(inputs) for inputs,*_ in batch['window']])
+        if 'window' in batch: return _cat([self(inputs) for inputs,*_ in batch['window']])
         b = {k:v for k,v in batch.items() if k not in ('keep', 'n_tokens')}
         if self.causal: b['use_cache'] = False
         elif 'attention_mask' not in b: b['attention_mask'] = block_mask(b['position_ids'])
+        if self.first: b['position_ids'] = b['position_ids']+self.first
         with torch.autocast(b['input_ids'].device.type, self.amp, enabled=self.amp is not None):
             out = self._logits(b, batch['keep'])
-        return out.float()
+        return tuple(o.float() for o in out) if isinstance(out, tuple) else out.float()
 
 # %% ../nbs/05_learner.ipynb #c6ff532e
 @patch
@@ -70,7 +80,8 @@ def _logits(self:HFModel, b, keep):
     if self.per_row:
         if not self.causal: return self.hf(**b).logits                         # pooled at the first token
         return head(base_of(self.hf).base_model(**b).last_hidden_state[keep])
-    with head.register_forward_pre_hook(lambda m,args: (args[0][keep],)): return self.hf(**b).logits
+    with head.register_forward_pre_hook(lambda m,args: (args[0][keep],)): out = self.hf(**b)
+    return out.logits if 'logits' in out else (out.prediction_logits, out.seq_relationship_logits)
 
 # %% ../nbs/05_learner.ipynb #15e0f279
 class TermLoss:
