@@ -212,11 +212,11 @@ def _plot(rows, path):
     with atomic_write(path, 'wb') as f: fig.savefig(f, format='png', dpi=100)
 
 # %% ../nbs/20_cli.ipynb #762e507f
-def _ask_doctor(o, device, precision, train, valid, train_examples, valid_examples, tok, model, method, lr):
+def _ask_doctor(o, device, precision, train, valid, train_examples, valid_examples, tok, model, method, lr, packed=True):
     "Refuse what would train wrongly"
     from lmft.doctor import examine, refuse
     refuse(examine(train=train, valid=valid, train_examples=train_examples, valid_examples=valid_examples, tok=tok,
-                   model=model, method=method, lr=lr, precision=precision, device=device, packed=True, seq_len=o['seq_len']))
+                   model=model, method=method, lr=lr, precision=precision, device=device, packed=packed, seq_len=o['seq_len']))
 
 # %% ../nbs/20_cli.ipynb #c635f52d
 _head = {'clm': 'causal', 'mlm': 'masked', 'mlm+nsp': 'masked+nsp'}
@@ -304,9 +304,9 @@ def sft(**o):
     model = trainable(model, o['method'])
     exs = [sft_examples(records, tok, o['full_loss'], o['on_bad'], bad) for records in (train, valid)]
     lr = o['lr'] or usual_lr(model, o['method'])
-    _ask_doctor(o, device, precision, train, valid, *exs, tok, model, o['method'], lr)
+    _ask_doctor(o, device, precision, train, valid, *exs, tok, model, o['method'], lr, packed=False)
     (train,*cut),(valid,*cut_valid) = (fit_length(e, o['seq_len']) for e in exs)
-    dls = lm_dls(train, valid, tok, o['seq_len'], bs=o['bs'], n_acc=o['n_acc'], seed=o['seed'], device=device)
+    dls = lm_dls(train, valid, tok, o['seq_len'], o['bs'], o['n_acc'], packed=False, seed=o['seed'], device=device)
     lost = dict(zip(('cut_answers', 'left_out_too_long'), map(sum, zip(cut, cut_valid))))
     return _run(o, out, device, precision, model, tok, dls, lr, bad, lost)
 

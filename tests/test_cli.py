@@ -1,5 +1,5 @@
 "The commands as a user runs them: the main job on real text and instructions, and what is refused."
-import io, json, os, subprocess, sys
+import io, json, os, re, subprocess, sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
