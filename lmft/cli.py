@@ -100,7 +100,8 @@ def _check(o):
     for k in ('resume', 'save_every'):
         if o.get(k): raise LmftError(f'--{k} is not there yet: checkpoints with exact resume come with a later version')
     for k,allowed in _allowed.items():
-        if o.get(k) is not None and o[k] not in allowed: raise LmftError(f"--{k} is '{o[k]}'; this version knows {', '.join(allowed)}")
+        if o.get(k) is not None and o[k] not in allowed:
+            raise LmftError(f"--{k} is '{o[k]}'; this version knows {', '.join(allowed)}")
     if not 0<=o.get('temperature', 0.): raise LmftError(f"--temperature is {o['temperature']}; it must be 0 or more")
     if not 0<o.get('top_p', 1.)<=1: raise LmftError(f"--top_p is {o['top_p']}; it must be above 0 and at most 1")
     device = pick_device(o['device'])
@@ -178,7 +179,8 @@ def _run(o, out, device, precision, model, tok, dls, lr, bad, extra, keep_dl=Non
     run = wandb_run(config, out) if o['log']=='wandb' else None
     steps = o['max_steps'] or len(dls.train)*o['epochs']
     log = StepLog(10 if steps>50 else 1, [JsonLines(out/'log.jsonl'), *([run] if run else [])])
-    learn = lm_learner(dls, model, loss_func or token_loss, metrics or [BitsPerByte(tok)], lr, cbs=[*mixed_precision(precision), log])
+    learn = lm_learner(dls, model, loss_func or token_loss, metrics or BitsPerByte(tok), lr,
+                       cbs=[*mixed_precision(precision), log])
     names = ['valid_loss', *('valid_bpb' if m.name=='bpb' else m.name for m in learn.metrics)]
     metrics = {f'{k}_before': v for k,v in zip(names, learn.validate())}
     if keep_dl: metrics['keep_bpb_before'] = learn.validate(dl=keep_dl)[1]
@@ -212,11 +214,13 @@ def _plot(rows, path):
     with atomic_write(path, 'wb') as f: fig.savefig(f, format='png', dpi=100)
 
 # %% ../nbs/20_cli.ipynb #762e507f
-def _ask_doctor(o, device, precision, train, valid, train_examples, valid_examples, tok, model, method, lr, packed=True):
+def _ask_doctor(o, device, precision, train, valid, train_examples, valid_examples, tok, model, method, lr,
+                packed=True):
     "Refuse what would train wrongly"
     from lmft.doctor import examine, refuse
     refuse(examine(train=train, valid=valid, train_examples=train_examples, valid_examples=valid_examples, tok=tok,
-                   model=model, method=method, lr=lr, precision=precision, device=device, packed=packed, seq_len=o['seq_len']))
+                   model=model, method=method, lr=lr, precision=precision, device=device, packed=packed,
+                   seq_len=o['seq_len']))
 
 # %% ../nbs/20_cli.ipynb #c635f52d
 _head = {'clm': 'causal', 'mlm': 'masked', 'mlm+nsp': 'masked+nsp'}
@@ -232,7 +236,8 @@ def _to_pretrain(o, train):
         tok,model = load_tokenizer(_model_dir(o['model'])),load_model(_model_dir(o['model']), head)
         return tok, model, o['lr'] or usual_lr(model, 'full')
     arch = o['arch'] or ('llama' if clm else 'bert')
-    if (arch=='bert')==clm: raise LmftError(f"--arch {arch} cannot learn --objective {o['objective']}; leave --arch out")
+    if (arch=='bert')==clm:
+        raise LmftError(f"--arch {arch} cannot learn --objective {o['objective']}; leave --arch out")
     tok = train_tokenizer((r['text'] for r in train), o['vocab_size'])
     model = new_model(tok, o['model'], arch, head, seq_len=max(1024, o['seq_len']))
     return tok, model, o['lr'] or {'tiny': 3e-3 if clm else 2e-3, 'small': 1e-3}[o['model']]
@@ -246,7 +251,8 @@ def pretrain(**o):
     o = _complete('pretrain', o, epochs=1, seq_len=256)
     device,precision = _check(o)
     out = _free(o['out'], o['overwrite'])
-    if o['keep'] and o['objective']!='clm': raise LmftError('--keep watches bits per byte, which --objective clm alone has')
+    if o['keep'] and o['objective']!='clm':
+        raise LmftError('--keep watches bits per byte, which --objective clm alone has')
     train,valid,bad = _read(o, [{'text'}])
     set_seed(o['seed'])
     tok,model,lr = _to_pretrain(o, train)
