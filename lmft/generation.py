@@ -72,10 +72,11 @@ def _left_pad(rows, pad_id, device):
     mask = torch.tensor([[0]*(T-len(r))+[1]*len(r) for r in rows], device=device)
     return dict(input_ids=ids, attention_mask=mask)
 
-def _answer(ids, tok, stops):
-    "Text up to the first stop token"
+def _answer(ids, tok, stops, plain):
+    "Text up to the first stop token; a turn's text without the space that templates put before it"
     end = next((i for i,t in enumerate(ids) if t in stops), len(ids))
-    return tok.decode(ids[:end], skip_special_tokens=True)
+    text = tok.decode(ids[:end], skip_special_tokens=True)
+    return text if plain else text.removeprefix(' ')
 
 # %% ../nbs/06_generation.ipynb #996bed4b
 def generate(
@@ -101,7 +102,8 @@ def generate(
             batch = _left_pad([encoded[i] for i in idxs], tok.pad_token_id, model.device)
             T = batch['input_ids'].shape[1]
             res = model.generate(**batch, **_settings(model, tok, T, max_new_tokens, temperature, top_p))
-            for i,row in zip(idxs, res[:, T:].tolist()): out[i] = _answer(row, tok, stops)
+            for i,row in zip(idxs, res[:, T:].tolist()):
+                out[i] = _answer(row, tok, stops, isinstance(prompts[i], str))
     return out
 
 # %% ../nbs/06_generation.ipynb #548c7cf7
@@ -112,6 +114,7 @@ def chat(
     **kwargs        # Arguments of `generate`
 ) -> str:
     "The assistant's next turn"
+    if isinstance(messages, str): raise LmftError("chat takes a list of messages: [dict(role='user', content='…')]")
     return generate(model, tok, [messages], **kwargs)[0]
 
 # %% ../nbs/06_generation.ipynb #02d8ce83
@@ -136,7 +139,9 @@ def stream(
         finally: pieces.end()
     thread = Thread(target=_run, daemon=True)
     thread.start()
-    yield from (p for p in pieces if p)
+    said = (p for p in pieces if p)
+    if not isinstance(prompt, str): yield next(said, '').removeprefix(' ')
+    yield from said
     thread.join()
     if failed: raise failed[0]
 

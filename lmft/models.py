@@ -25,8 +25,8 @@ import torch
 import transformers
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification,
-                          AutoModelForTokenClassification)
+from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForPreTraining,
+                          AutoModelForSequenceClassification, AutoModelForTokenClassification)
 from transformers.pytorch_utils import Conv1D
 
 if not sys.stderr.isatty(): transformers.utils.logging.disable_progress_bar()    # quiet in a pipe
@@ -62,7 +62,8 @@ def new_config(
 
 # %% ../nbs/04_models.ipynb #86fa3823
 heads = dict(causal=AutoModelForCausalLM, masked=AutoModelForMaskedLM,
-             tokens=AutoModelForTokenClassification, rows=AutoModelForSequenceClassification)
+             tokens=AutoModelForTokenClassification, rows=AutoModelForSequenceClassification,
+             **{'masked+nsp': AutoModelForPreTraining})
 
 def _head(name):
     if name not in heads: raise LmftError(f"head '{name}' is unknown; use one of {', '.join(heads)}")
@@ -73,7 +74,7 @@ def new_model(
     tok,                 # Tokenizer that the model will use
     size:str='tiny',     # 'tiny' or 'small'
     arch:str='llama',    # 'llama', 'qwen3', 'gpt2' or 'bert'
-    head:str=None,       # 'causal', 'masked', 'tokens' or 'rows'; None: 'masked' for bert, else 'causal'
+    head:str=None,       # Name in `heads`; None: 'masked' for bert, else 'causal'
     seq_len:int=1024,    # Most positions
     **kwargs             # Other settings, such as `num_labels`, `attn_implementation`, `tie_word_embeddings`
 ):
@@ -124,16 +125,20 @@ def _load_whole(path, head, **kwargs):
     "A checkpoint of all weights, none of them missing but those of a new head"
     model,info = _from_pretrained(path, head, **kwargs)
     missing = sorted(info['missing_keys'])
-    def is_new(n): return head in ('tokens', 'rows') and (not n.startswith(model.base_model_prefix+'.') or 'pooler' in n)
+    def is_new(n):
+        inner = n.startswith(model.base_model_prefix+'.') and 'pooler' not in n
+        return not inner and (head in ('tokens', 'rows') or head=='masked+nsp' and 'predictions' not in n)
     lost = [n for n in missing if not is_new(n)]
     if lost: raise LmftError(f'{path}: this checkpoint has no weights for {lost[0]} and {len(lost)-1} more; '
                              f'it was not saved from a {head} model')
+    if head=='causal' and not any(getattr(m, 'is_causal', False) for m in model.modules()):
+        raise LmftError(f'{path}: is a {model.config.model_type} model that looks to both sides; it cannot write text')
     return model
 
 # %% ../nbs/04_models.ipynb #15457580
 def load_model(
     path,                  # Folder written by `save_pretrained`, adapter folder, or hub name
-    head:str='causal',     # 'causal', 'masked', 'tokens' or 'rows' (the last two may start with a new head)
+    head:str='causal',     # Name in `heads`; 'tokens', 'rows' and the nsp of 'masked+nsp' may start anew
     train_adapter=False,   # An adapter's weights may move
     **kwargs               # Settings, such as `num_labels` or `attn_implementation`
 ):
