@@ -31,7 +31,7 @@ from fastcore.foundation import L
 from torch import nn
 
 from .batches import token_bytes
-from .models import base_of, blocks_of, head_of
+from .models import base_of, blocks_of, head_of, virtual_tokens
 
 # %% ../nbs/05_learner.ipynb #ead75dbd
 def block_mask(
@@ -68,7 +68,8 @@ class HFModel(nn.Module):
         b = {k:v for k,v in batch.items() if k not in ('keep', 'n_tokens')}
         if self.causal: b['use_cache'] = False
         elif 'attention_mask' not in b: b['attention_mask'] = block_mask(b['position_ids'])
-        if self.first: b['position_ids'] = b['position_ids']+self.first
+        if virtual_tokens(self.hf): b.pop('position_ids')                             # peft counts them by itself
+        elif self.first: b['position_ids'] = b['position_ids']+self.first
         with torch.autocast(b['input_ids'].device.type, self.amp, enabled=self.amp is not None):
             out = self._logits(b, batch['keep'])
         return tuple(o.float() for o in out) if isinstance(out, tuple) else out.float()
@@ -77,10 +78,14 @@ class HFModel(nn.Module):
 @patch
 def _logits(self:HFModel, b, keep):
     head = head_of(self.hf)
+    def kept(h): return h[:, -keep.shape[1]:][keep]                                   # a soft prompt stands before
     if self.per_row:
         if not self.causal: return self.hf(**b).logits                         # pooled at the first token
-        return head(base_of(self.hf).base_model(**b).last_hidden_state[keep])
-    with head.register_forward_pre_hook(lambda m,args: (args[0][keep],)): out = self.hf(**b)
+        if not virtual_tokens(self.hf): return head(base_of(self.hf).base_model(**b).last_hidden_state[keep])
+        seen = []
+        with head.register_forward_pre_hook(lambda m,args: seen.append(kept(args[0]))): self.hf(**b)
+        return head(seen[0])
+    with head.register_forward_pre_hook(lambda m,args: (kept(args[0]),)): out = self.hf(**b)
     return out.logits if 'logits' in out else (out.prediction_logits, out.seq_relationship_logits)
 
 # %% ../nbs/05_learner.ipynb #15e0f279
@@ -240,6 +245,8 @@ def lm_learner(
     **kwargs             # Other arguments of fastai's `Learner`
 ) -> LMLearner:
     "A Learner with exact loss, accumulation, decay and averages"
+    if virtual_tokens(model) and any(getattr(dl, 'packed', False) for dl in dls.loaders):
+        raise LmftError('documents cannot share a row behind a soft prompt or prefix; make batches with packed=False')
     dls.n_inp,dev = 1,getattr(dls, 'device', None)               # whatever follows the inputs is a target
     model = HFModel(model).to(dev) if dev else HFModel(model)
     kwargs = {'opt_func': adamw, 'splitter': layer_groups, 'moms': (.9, .9, .9), **kwargs}
