@@ -48,20 +48,21 @@ _sample = dict(
     top_p=(float, 1., 'draw among the tokens that have this probability together'),
     seed=_out['seed'], device=_out['device'])
 
+_methods = 'full, last:N, lora[:R], prefix[:N], prompt[:N], seq_adapter[:R] or par_adapter[:R]'
 options = dict(
     pretrain=dict(_train, model=(str, 'tiny', 'tiny, small, or a model whose pretraining goes on'),
                   objective=(str, 'clm', 'clm, mlm or mlm+nsp'),
                   arch=(str, None, 'architecture of a new model: llama, qwen3 or gpt2 for clm, bert for the others'),
                   vocab_size=(int, 4096, 'tokens of a new tokenizer'),
                   keep=(list, [], 'text whose loss is watched for forgetting')),
-    sft=dict(_train, model=(str, None, 'model to tune'), method=(str, 'full', 'full, last:N or lora[:R]'),
+    sft=dict(_train, model=(str, None, 'model to tune'), method=(str, 'full', _methods),
              full_loss=(bool, False, 'train the prompts as well')),
     merge=dict(model=_sample['model'], **_out),
     generate=_sample,
     chat=_sample,
     doctor=dict({k: _train[k] for k in ('data', 'valid', 'seed', 'device', 'precision', 'seq_len', 'lr', 'on_bad')},
                 model=(str, None, 'model that is to be trained; without one, the data alone is looked at'),
-                method=(str, 'full', 'full, last:N or lora[:R]')),
+                method=(str, 'full', _methods)),
     world=dict(_out, n_words=(int, 1_300_000, 'words of the text to pretrain on'),
                rows=(int, 200, 'training rows of each task')),
     tour=dict(size=(str, 'cpu', 'smoke, cpu or gpu'), **{k: v for k,v in _out.items() if k!='device'}))
@@ -294,6 +295,7 @@ def _complete(command, o, **defaults):
 # %% ../nbs/20_cli.ipynb #15c20f02
 def sft(**o):
     "Tune a model on instructions or conversations"
+    import lmft.adapters
     from lmft.batches import fit_length, lm_dls, load_tokenizer, sft_examples
     from lmft.core import LmftError, set_seed
     from lmft.doctor import usual_lr
@@ -319,7 +321,7 @@ def sft(**o):
 # %% ../nbs/20_cli.ipynb #513ffd71
 def merge(**o):
     "Add an adapter into the weights of its base"
-    import torch
+    import torch, lmft.adapters
     from lmft.batches import load_tokenizer
     from lmft.core import LmftError, atomic_write, set_seed
     from lmft.models import load_model, merge_adapter, save_model
@@ -339,6 +341,7 @@ def merge(**o):
 # %% ../nbs/20_cli.ipynb #90684fec
 def doctor(**o):
     "Say what would train wrongly, without training"
+    import lmft.adapters
     from lmft.doctor import doctor as findings_of
     o = _complete('doctor', o)
     _check(o)
@@ -370,6 +373,7 @@ def tour(**o):
 # %% ../nbs/20_cli.ipynb #2bdb26de
 def _opened(o):
     "Model and tokenizer of a command that writes, on its device, seeded"
+    import lmft.adapters
     from lmft.batches import load_tokenizer
     from lmft.core import set_seed
     from lmft.models import load_model
