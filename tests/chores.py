@@ -1,5 +1,5 @@
-"What `make` needs of Python: `python tests/chores.py in_step | readme | tour_data DIR`."
-import json, re, subprocess, sys
+"What `make` needs of Python: `python tests/chores.py in_step | readme | tour_data DIR | claims [ID]`."
+import json, os, re, subprocess, sys
 from inspect import getdoc
 from pathlib import Path
 from shutil import copy, copytree, ignore_patterns
@@ -62,10 +62,28 @@ def tour_data(out):
     (out/'python.txt').write_text('\n\n'.join(topics.values()), encoding='utf-8')
     (out/'python.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in rows), encoding='utf-8')
 
+def claim_pages(id=None):
+    "Notebooks that measure the claim `id`, or any claim, in reading order"
+    import nbformat
+    pages = [p for p in sorted((root/'nbs').rglob('*.ipynb')) if not re.search(r'/[._]', str(p.relative_to(root)))]
+    call = re.compile(rf"^\s*claim\(\s*'{re.escape(id) if id else ''}{"'" if id else ''}", flags=re.M)
+    found = [str(p.relative_to(root)) for p in pages
+             if any(c.cell_type == 'code' and call.search(c.source) for c in nbformat.read(p, as_version=4).cells)]
+    return found or sys.exit(f'no lesson holds the claim {id}')
+
+def claims(id=None):
+    "Measure claims with all seeds, which rewrites the ledger, then run and save the page of all claims"
+    for page in claim_pages(id):
+        nbdev('test', root, page, '--cell-timeout', '0', '--do-print', env={**os.environ, 'LMFT_CLAIMS': '1'}, check=True)
+    page = 'nbs/explanations/claims.ipynb'
+    nbdev('test', root, page, '--save', check=True)
+    nbdev('clean', root, '--fname', page, check=True)
+
 if __name__ == '__main__':
     match sys.argv[1:]:
         case ['in_step']:
             if lines := list(out_of_step()): sys.exit('\n'.join(lines))
         case ['readme']: (root/'README.md').write_text(readme(), encoding='utf-8')
         case ['tour_data', out]: tour_data(out)
+        case ['claims', *id]: claims(*id)
         case _: sys.exit(__doc__)
