@@ -41,9 +41,9 @@ special_tokens = [pad_token, end_token, *roles, '<|mask|>', '<|cls|>', '<|sep|>'
 chat_template = """\
 {%- for m in messages -%}
 {%- if m.role == 'assistant' -%}
-<|assistant|>{% generation %}{{ m.content }}<|end|>{% endgeneration %}
+<|assistant|>{% generation %}{{ ' ' + m.content }}<|end|>{% endgeneration %}
 {%- else -%}
-{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}
+{{ '<|' + m.role + '|> ' + m.content + '<|end|>' }}
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"""

@@ -31,7 +31,7 @@ from fastcore.foundation import L
 from torch import nn
 
 from .batches import token_bytes
-from .models import base_of, blocks_of, head_of
+from .models import base_of, blocks_of, head_of, virtual_tokens
 
 # %% ../nbs/05_learner.ipynb #ead75dbd
 def block_mask(
@@ -43,6 +43,14 @@ def block_mask(
     return torch.zeros(same.shape, device=same.device).masked_fill_(~same, torch.finfo(torch.float32).min)
 
 # %% ../nbs/05_learner.ipynb #1397dbcb
+def _first_position(model):
+    "RoBERTa and its kin count positions from the pad id on"
+    tables = (m for m in model.modules() if hasattr(m, 'position_embeddings') and hasattr(m, 'padding_idx'))
+    return next((m.padding_idx+1 for m in tables), 0)
+
+def _cat(preds): return torch.cat(preds) if torch.is_tensor(preds[0]) else tuple(map(torch.cat, zip(*preds)))
+
+# %% ../nbs/05_learner.ipynb #1a2325a2
 class HFModel(nn.Module):
     "A 🤗 model that takes one batch and returns float32 predictions for the kept positions: (targets, classes)"
     def __init__(self,
@@ -53,24 +61,32 @@ class HFModel(nn.Module):
         self.hf,self.amp = hf,None                              # amp: dtype of matrix products, set by `Precision`
         self.causal = any(getattr(m, 'is_causal', False) for m in base.modules())
         self.per_row = type(base).__name__.endswith('ForSequenceClassification')
+        self.first = _first_position(base)
 
     def forward(self, batch):
-        if 'window' in batch: return torch.cat([self(inputs) for inputs,*_ in batch['window']])
+        if 'window' in batch: return _cat([self(inputs) for inputs,*_ in batch['window']])
         b = {k:v for k,v in batch.items() if k not in ('keep', 'n_tokens')}
         if self.causal: b['use_cache'] = False
         elif 'attention_mask' not in b: b['attention_mask'] = block_mask(b['position_ids'])
+        if virtual_tokens(self.hf): b.pop('position_ids')                             # peft counts them by itself
+        elif self.first: b['position_ids'] = b['position_ids']+self.first
         with torch.autocast(b['input_ids'].device.type, self.amp, enabled=self.amp is not None):
             out = self._logits(b, batch['keep'])
-        return out.float()
+        return tuple(o.float() for o in out) if isinstance(out, tuple) else out.float()
 
 # %% ../nbs/05_learner.ipynb #c6ff532e
 @patch
 def _logits(self:HFModel, b, keep):
     head = head_of(self.hf)
+    def kept(h): return h[:, -keep.shape[1]:][keep]                                   # a soft prompt stands before
     if self.per_row:
         if not self.causal: return self.hf(**b).logits                         # pooled at the first token
-        return head(base_of(self.hf).base_model(**b).last_hidden_state[keep])
-    with head.register_forward_pre_hook(lambda m,args: (args[0][keep],)): return self.hf(**b).logits
+        if not virtual_tokens(self.hf): return head(base_of(self.hf).base_model(**b).last_hidden_state[keep])
+        seen = []
+        with head.register_forward_pre_hook(lambda m,args: seen.append(kept(args[0]))): self.hf(**b)
+        return head(seen[0])
+    with head.register_forward_pre_hook(lambda m,args: (kept(args[0]),)): out = self.hf(**b)
+    return out.logits if 'logits' in out else (out.prediction_logits, out.seq_relationship_logits)
 
 # %% ../nbs/05_learner.ipynb #15e0f279
 class TermLoss:
@@ -221,7 +237,7 @@ def lm_learner(
     dls,                 # DataLoaders of `({inputs}, targets)`
     model,               # 🤗 or peft model
     loss_func=token_loss,# `(pred, *targets)` -> vector(s) of losses
-    metrics=(),          # Metrics for the validation set
+    metrics=(),          # Metrics (or one) for the validation set
     lr:float=1e-3,       # Default learning rate
     wd:float=.1,         # Weight decay of matrices, as a share of the rate
     clip:float=1.,       # Largest norm of the gradient
@@ -229,10 +245,12 @@ def lm_learner(
     **kwargs             # Other arguments of fastai's `Learner`
 ) -> LMLearner:
     "A Learner with exact loss, accumulation, decay and averages"
+    if virtual_tokens(model) and any(getattr(dl, 'packed', False) for dl in dls.loaders):
+        raise LmftError('documents cannot share a row behind a soft prompt or prefix; make batches with packed=False')
     dls.n_inp,dev = 1,getattr(dls, 'device', None)               # whatever follows the inputs is a target
     model = HFModel(model).to(dev) if dev else HFModel(model)
     kwargs = {'opt_func': adamw, 'splitter': layer_groups, 'moms': (.9, .9, .9), **kwargs}
-    learn = LMLearner(dls, model, loss_func=TermLoss(loss_func), metrics=list(metrics), lr=lr, wd=wd, wd_bn_bias=True,
+    learn = LMLearner(dls, model, loss_func=TermLoss(loss_func), metrics=[*L(metrics)], lr=lr, wd=wd, wd_bn_bias=True,
                       train_bn=False, cbs=[TokenAccumulation(), GradientClip(clip), *L(cbs)], **kwargs)
     learn.recorder.loss = ExactLoss()
     if not (IN_NOTEBOOK or sys.stderr.isatty()):                                             # quiet in a pipe

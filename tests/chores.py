@@ -1,6 +1,5 @@
-"What `make` needs of Python: `python tests/chores.py in_step | readme | tour_data DIR | claims [ID]`."
+"What `make` needs of Python: `python tests/chores.py in_step | readme | bases | claims [ID]`."
 import json, os, re, subprocess, sys
-from inspect import getdoc
 from pathlib import Path
 from shutil import copy, copytree, ignore_patterns
 from tempfile import TemporaryDirectory
@@ -48,25 +47,17 @@ def readme():
     md = re.sub(r'\]\((?!\w+:|#)', '](nbs/', md).strip()
     return f'<!-- Made from nbs/index.ipynb by `make readme` -->\n\n{md}\n'
 
-def tour_data(out):
-    "A text and questions for the tour where no data is at hand: Python's own help pages, and what its functions do"
-    import builtins, math, os, random, shutil, statistics, string, textwrap
-    from pydoc_data.topics import topics
-    print("LMFT_DATA is not set: training on Python's help pages; README.md, 'Real data', says where books and "
-          "instructions are had")
-    spaces = [builtins, math, os, os.path, random, shutil, statistics, string, textwrap, str, bytes, list, dict, set]
-    rows = [dict(instruction=f'What does {o.__name__}.{k} do?', input='', output=getdoc(v).split('\n\n')[0])
-            for o in spaces for k,v in vars(o).items() if k[0] != '_' and callable(v) and getdoc(v)]
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out/'python.txt').write_text('\n\n'.join(topics.values()), encoding='utf-8')
-    (out/'python.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in rows), encoding='utf-8')
+def bases():
+    "The base models that the lessons start from, one after the other with all cores"
+    from lmft.pretraining import bases, make_base
+    for kind in bases: make_base(kind)
 
 def claim_pages(id=None):
     "Notebooks that measure the claim `id`, or any claim, in reading order"
     import nbformat
     pages = [p for p in sorted((root/'nbs').rglob('*.ipynb')) if not re.search(r'/[._]', str(p.relative_to(root)))]
-    call = re.compile(rf"^\s*claim\(\s*'{re.escape(id) if id else ''}{"'" if id else ''}", flags=re.M)
+    name = re.escape(id) if id else r'[\w-]+'
+    call = re.compile(rf"^\s*claim\(\s*'{name}'", flags=re.M)
     found = [str(p.relative_to(root)) for p in pages
              if any(c.cell_type == 'code' and call.search(c.source) for c in nbformat.read(p, as_version=4).cells)]
     return found or sys.exit(f'no lesson holds the claim {id}')
@@ -84,6 +75,6 @@ if __name__ == '__main__':
         case ['in_step']:
             if lines := list(out_of_step()): sys.exit('\n'.join(lines))
         case ['readme']: (root/'README.md').write_text(readme(), encoding='utf-8')
-        case ['tour_data', out]: tour_data(out)
+        case ['bases']: bases()
         case ['claims', *id]: claims(*id)
         case _: sys.exit(__doc__)

@@ -63,7 +63,7 @@ def test_pretrained(base):
     assert torch.equal(logits(plain, base), logits(load_model(base), base))
     tok = AutoTokenizer.from_pretrained(base)
     chat = tok.apply_chat_template([dict(role='user', content='Hi')], add_generation_prompt=True, tokenize=False)
-    assert plain.config.vocab_size==len(tok) and chat=='<|user|>Hi<|end|><|assistant|>'
+    assert plain.config.vocab_size==len(tok) and chat=='<|user|> Hi<|end|><|assistant|>'
     first,*_,last = losses(base)
     assert last < first-.5                                              # it has learned something to be saved
 
