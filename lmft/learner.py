@@ -61,6 +61,7 @@ class HFModel(nn.Module):
         self.hf,self.amp = hf,None                              # amp: dtype of matrix products, set by `Precision`
         self.causal = any(getattr(m, 'is_causal', False) for m in base.modules())
         self.per_row = type(base).__name__.endswith('ForSequenceClassification')
+        self.spans = type(base).__name__.endswith('ForQuestionAnswering')
         self.first = _first_position(base)
 
     def forward(self, batch):
@@ -76,12 +77,21 @@ class HFModel(nn.Module):
 # %% ../nbs/05_learner.ipynb #c6ff532e
 @patch
 def _logits(self:HFModel, b, keep):
+    if self.spans: return self._ends(self.hf(**b), b['attention_mask'])
     head = head_of(self.hf)
     if self.per_row:
         if not self.causal: return self.hf(**b).logits                         # pooled at the first token
         return head(base_of(self.hf).base_model(**b).last_hidden_state[keep])
     with head.register_forward_pre_hook(lambda m,args: (args[0][keep],)): out = self.hf(**b)
     return out.logits if 'logits' in out else (out.prediction_logits, out.seq_relationship_logits)
+
+# %% ../nbs/05_learner.ipynb #4600805d
+@patch
+def _ends(self:HFModel, out, mask):
+    "Logits of where spans start and end, two lines a row, over the places of its own tokens; (2 × rows, tokens)"
+    places = mask.argsort(dim=1, descending=True, stable=True)[:,None].expand(-1, 2, -1)    # padding comes last
+    ends = torch.stack([out.start_logits, out.end_logits], 1).float().gather(2, places)
+    return ends.masked_fill(mask[:,None].expand(-1, 2, -1).gather(2, places)==0, -1e4).flatten(0, 1)
 
 # %% ../nbs/05_learner.ipynb #15e0f279
 class TermLoss:
