@@ -2,9 +2,8 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 BIN := .venv/bin
-RUN := out/tour
 
-.PHONY: tour lab test docs readme bench quarto
+.PHONY: tour lab bases test docs readme bench quarto
 
 .venv/ready: settings.ini setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lmft needs Python 3.11: make PYTHON=python3.11")'
@@ -17,32 +16,19 @@ RUN := out/tour
 	if [ -d .git ]; then $(BIN)/nbdev-install-hooks; fi
 	@touch $@
 
-# Until the tour of lesson 19 is there: the main job, on $LMFT_DATA or on what Python says of itself.
-ifdef LMFT_DATA
-TEXT := $(LMFT_DATA)/text/alice.txt
-ASKS := $(LMFT_DATA)/instruct/gsm8k_alpaca_dev.jsonl
-BEGIN := Alice was
-ASK := Tom has 3 apples and buys 4 more. How many apples does he have?
-else
-TEXT := $(RUN)/python.txt
-ASKS := $(RUN)/python.jsonl
-BEGIN := The function
-ASK := What does str.upper do?
-TOUR_DATA := @$(BIN)/python tests/chores.py tour_data $(RUN)
-endif
-
 tour: .venv/ready
-	$(TOUR_DATA)
-	$(BIN)/lmft pretrain --data $(TEXT) --model tiny --max_steps 200 --out $(RUN)/base --overwrite
-	$(BIN)/lmft generate --model $(RUN)/base/model --prompt "$(BEGIN)"
-	$(BIN)/lmft sft --data $(ASKS) --model $(RUN)/base/model --method lora --max_steps 100 --out $(RUN)/sft --overwrite
-	$(BIN)/lmft chat --model $(RUN)/sft/model --prompt "$(ASK)"
+	$(BIN)/lmft tour --size cpu --out out/tour --overwrite
+	@echo 'open out/tour/report.html'
+
+bases: .venv/ready
+	$(BIN)/python tests/chores.py bases
 
 lab: .venv/hooks
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
 test: .venv/ready
 	$(BIN)/python tests/chores.py in_step
+	$(BIN)/python tests/chores.py bases
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --do-print --timing
 	$(BIN)/pytest
 

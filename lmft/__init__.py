@@ -14,6 +14,7 @@ Modules:
 - `lmft.models`: Tiny configurations of real architectures, safe loading and saving, and which part of a model a method trains
 - `lmft.pretraining`: From text alone: next words, masked words, neighbouring sentences, and the base models of all later lessons
 - `lmft.records`: Files, folders and 🤗 datasets as plain dicts: every public shape recognised, every bad record named
+- `lmft.tour`: From random weights to a model that answers: the whole way in one call, and one page that shows it
 - `lmft.world.documents`: The world told in nine kinds of text, in a mixture that can be set, by year and by field of work
 - `lmft.world.facts`: A small world whose every truth is known: people, places and things, what holds of them, and since when
 - `lmft.world.judge`: A labeller who knows the truth: scores any answer, ranks several, and can be made careless, biased, or many

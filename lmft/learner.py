@@ -242,7 +242,7 @@ def lm_learner(
     dls,                 # DataLoaders of `({inputs}, targets)`
     model,               # 🤗 or peft model
     loss_func=token_loss,# `(pred, *targets)` -> vector(s) of losses
-    metrics=(),          # Metrics for the validation set
+    metrics=(),          # Metrics (or one) for the validation set
     lr:float=1e-3,       # Default learning rate
     wd:float=.1,         # Weight decay of matrices, as a share of the rate
     clip:float=1.,       # Largest norm of the gradient
@@ -253,7 +253,7 @@ def lm_learner(
     dls.n_inp,dev = 1,getattr(dls, 'device', None)               # whatever follows the inputs is a target
     model = HFModel(model).to(dev) if dev else HFModel(model)
     kwargs = {'opt_func': adamw, 'splitter': layer_groups, 'moms': (.9, .9, .9), **kwargs}
-    learn = LMLearner(dls, model, loss_func=TermLoss(loss_func), metrics=list(metrics), lr=lr, wd=wd, wd_bn_bias=True,
+    learn = LMLearner(dls, model, loss_func=TermLoss(loss_func), metrics=[*L(metrics)], lr=lr, wd=wd, wd_bn_bias=True,
                       train_bn=False, cbs=[TokenAccumulation(), GradientClip(clip), *L(cbs)], **kwargs)
     learn.recorder.loss = ExactLoss()
     if not (IN_NOTEBOOK or sys.stderr.isatty()):                                             # quiet in a pipe

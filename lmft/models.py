@@ -136,6 +136,8 @@ def _load_whole(path, head, **kwargs):
         setattr(model, model.base_model_prefix, body)
     if lost: raise LmftError(f'{path}: this checkpoint has no weights for {lost[0]} and {len(lost)-1} more; '
                              f'it was not saved from a {head} model')
+    if head=='causal' and not any(getattr(m, 'is_causal', False) for m in model.modules()):
+        raise LmftError(f'{path}: is a {model.config.model_type} model that looks to both sides; it cannot write text')
     return model
 
 # %% ../nbs/04_models.ipynb #15457580

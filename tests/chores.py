@@ -1,6 +1,5 @@
-"What `make` needs of Python: `python tests/chores.py in_step | readme | tour_data DIR`."
+"What `make` needs of Python: `python tests/chores.py in_step | readme | bases`."
 import json, re, subprocess, sys
-from inspect import getdoc
 from pathlib import Path
 from shutil import copy, copytree, ignore_patterns
 from tempfile import TemporaryDirectory
@@ -48,24 +47,15 @@ def readme():
     md = re.sub(r'\]\((?!\w+:|#)', '](nbs/', md).strip()
     return f'<!-- Made from nbs/index.ipynb by `make readme` -->\n\n{md}\n'
 
-def tour_data(out):
-    "A text and questions for the tour where no data is at hand: Python's own help pages, and what its functions do"
-    import builtins, math, os, random, shutil, statistics, string, textwrap
-    from pydoc_data.topics import topics
-    print("LMFT_DATA is not set: training on Python's help pages; README.md, 'Real data', says where books and "
-          "instructions are had")
-    spaces = [builtins, math, os, os.path, random, shutil, statistics, string, textwrap, str, bytes, list, dict, set]
-    rows = [dict(instruction=f'What does {o.__name__}.{k} do?', input='', output=getdoc(v).split('\n\n')[0])
-            for o in spaces for k,v in vars(o).items() if k[0] != '_' and callable(v) and getdoc(v)]
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out/'python.txt').write_text('\n\n'.join(topics.values()), encoding='utf-8')
-    (out/'python.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in rows), encoding='utf-8')
+def bases():
+    "The base models that the lessons start from, one after the other with all cores"
+    from lmft.pretraining import bases, make_base
+    for kind in bases: make_base(kind)
 
 if __name__ == '__main__':
     match sys.argv[1:]:
         case ['in_step']:
             if lines := list(out_of_step()): sys.exit('\n'.join(lines))
         case ['readme']: (root/'README.md').write_text(readme(), encoding='utf-8')
-        case ['tour_data', out]: tour_data(out)
+        case ['bases']: bases()
         case _: sys.exit(__doc__)

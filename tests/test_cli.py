@@ -1,5 +1,5 @@
 "The commands as a user runs them: the main job on real text and instructions, and what is refused."
-import io, json, os, subprocess, sys
+import io, json, os, re, subprocess, sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -75,6 +75,27 @@ def test_bad_records_can_be_skipped(base, data, tmp_path):
     bad = [json.loads(l) for l in (out/'bad_records.jsonl').read_text().splitlines()]
     assert metrics(out)['bad_records']==3 and [b['line'] for b in bad]==[2, 4, 6]
 
+@pytest.mark.parametrize('objective, figures', [('mlm', ['masked_accuracy']), ('mlm+nsp', ['masked_accuracy', 'nsp_accuracy'])])
+def test_masked_pretraining_and_its_continuation(data, tmp_path, objective, figures):
+    "A masked model from scratch on a book, and trained on; with pairs, too"
+    args = ['pretrain', '--data', data/'text/alice.txt', '--objective', objective, '--seq_len', 48, '--bs', 8]
+    run(*args, '--max_steps', 30, '--vocab_size', 1000, '--out', tmp_path/'a')
+    m = metrics(tmp_path/'a')
+    assert m['valid_loss']<m['valid_loss_before'] and all(0<=m[k]<=1 for k in figures) and 'valid_bpb' not in m
+    run(*args, '--max_steps', 5, '--model', tmp_path/'a', '--out', tmp_path/'b')
+    assert metrics(tmp_path/'b')['valid_loss_before']==pytest.approx(m['valid_loss'], rel=1e-4)
+    assert 'causal' in run('generate', '--model', tmp_path/'a', '--prompt', 'Alice', code=2)
+    assert '--keep' in run(*args, '--keep', data/'text/alice.txt', '--out', tmp_path/'c', code=2)
+
+def test_tour(tmp_path):
+    "The smallest tour leaves a page that loads nothing from elsewhere, and its figures; it can be run again over itself"
+    run('tour', '--size', 'smoke', '--out', tmp_path/'tour')
+    page,m = (tmp_path/'tour/report.html').read_text(), metrics(tmp_path/'tour')
+    assert m['facts']>=500 and {'recall', 'base_answers', 'lora_answers', 'full_answers'}<=set(m)
+    assert not re.findall(r'(?:src|href)="(?!data:)', page) and page.count('<h2>')>=5
+    assert 'not empty' in run('tour', '--size', 'smoke', '--out', tmp_path/'tour', code=2)
+    assert 'huge' in run('tour', '--size', 'huge', '--out', tmp_path/'other', code=2) and not (tmp_path/'other').exists()
+
 @pytest.mark.parametrize('name', ['huge_line.jsonl', 'huge_line.txt'])
 def test_huge_lines_train(data, tmp_path, name):
     "Two million characters on one line; as one record it cannot be split, so another file validates"
@@ -85,7 +106,7 @@ def test_huge_lines_train(data, tmp_path, name):
 @pytest.mark.parametrize('argv, says', [
     (['--lr', '-1'], '--lr'), (['--max_steps', '0'], '--max_steps'), (['--n_acc', 'two'], 'n_acc'), (['--warmup', '3'], '--warmup'),
     (['--device', 'tpu'], 'tpu'), (['--precision', 'fp8'], 'fp8'), (['--precision', 'fp16', '--device', 'cpu'], 'fp16'), (['--resume'], '--resume'),
-    (['--save_every', '5'], '--save_every'), (['--objective', 'mlm+nsp'], 'mlm+nsp'), (['--valid', '0'], '--valid'), (['--vocab_size', '7'], 'vocab_size'),
+    (['--save_every', '5'], '--save_every'), (['--objective', 'mlm+nsp', '--arch', 'llama'], 'mlm+nsp'), (['--objective', 'rtd'], 'rtd'), (['--valid', '0'], '--valid'), (['--vocab_size', '7'], 'vocab_size'),
     (['--seq_len', '1'], 'seq_len'), (['--log', 'tensorboard'], 'tensorboard'), (['--on_bad', 'ignore'], 'ignore'), (['--model', './nowhere'], 'nowhere'),
     (['--max_step', '5'], '--max_step'), (['--arch', 'bert'], 'bert')])
 def test_bad_options_are_refused(tmp_path, argv, says):
