@@ -2,6 +2,7 @@
 
 Modules:
 
+- `lmft.adapters`: Small parts that tune a frozen model: LoRA, prefixes, soft prompts, bottlenecks in sequence and in parallel
 - `lmft.batches`: From records to what a model sees: tokens, which of them are trained, and rows without waste
 - `lmft.callbacks`: Precision that is what it says, a log of every step, samples of what the model writes
 - `lmft.cli`: `lmft pretrain`, `sft`, `merge`, `generate`, `chat`, `doctor`, `world`: thin doors to the library

@@ -48,20 +48,21 @@ _sample = dict(
     top_p=(float, 1., 'draw among the tokens that have this probability together'),
     seed=_out['seed'], device=_out['device'])
 
+_methods = 'full, last:N, lora[:R], prefix[:N], prompt[:N], seq_adapter[:R] or par_adapter[:R]'
 options = dict(
     pretrain=dict(_train, model=(str, 'tiny', 'tiny, small, or a model whose pretraining goes on'),
                   objective=(str, 'clm', 'clm, mlm or mlm+nsp'),
                   arch=(str, None, 'architecture of a new model: llama, qwen3 or gpt2 for clm, bert for the others'),
                   vocab_size=(int, 4096, 'tokens of a new tokenizer'),
                   keep=(list, [], 'text whose loss is watched for forgetting')),
-    sft=dict(_train, model=(str, None, 'model to tune'), method=(str, 'full', 'full, last:N or lora[:R]'),
+    sft=dict(_train, model=(str, None, 'model to tune'), method=(str, 'full', _methods),
              full_loss=(bool, False, 'train the prompts as well')),
     merge=dict(model=_sample['model'], **_out),
     generate=_sample,
     chat=_sample,
     doctor=dict({k: _train[k] for k in ('data', 'valid', 'seed', 'device', 'precision', 'seq_len', 'lr', 'on_bad')},
                 model=(str, None, 'model that is to be trained; without one, the data alone is looked at'),
-                method=(str, 'full', 'full, last:N or lora[:R]')),
+                method=(str, 'full', _methods)),
     world=dict(_out, n_words=(int, 1_300_000, 'words of the text to pretrain on'),
                rows=(int, 200, 'training rows of each task')),
     tour=dict(size=(str, 'cpu', 'smoke, cpu or gpu'), **{k: v for k,v in _out.items() if k!='device'}))
@@ -100,7 +101,8 @@ def _check(o):
     for k in ('resume', 'save_every'):
         if o.get(k): raise LmftError(f'--{k} is not there yet: checkpoints with exact resume come with a later version')
     for k,allowed in _allowed.items():
-        if o.get(k) is not None and o[k] not in allowed: raise LmftError(f"--{k} is '{o[k]}'; this version knows {', '.join(allowed)}")
+        if o.get(k) is not None and o[k] not in allowed:
+            raise LmftError(f"--{k} is '{o[k]}'; this version knows {', '.join(allowed)}")
     if not 0<=o.get('temperature', 0.): raise LmftError(f"--temperature is {o['temperature']}; it must be 0 or more")
     if not 0<o.get('top_p', 1.)<=1: raise LmftError(f"--top_p is {o['top_p']}; it must be above 0 and at most 1")
     device = pick_device(o['device'])
@@ -178,7 +180,8 @@ def _run(o, out, device, precision, model, tok, dls, lr, bad, extra, keep_dl=Non
     run = wandb_run(config, out) if o['log']=='wandb' else None
     steps = o['max_steps'] or len(dls.train)*o['epochs']
     log = StepLog(10 if steps>50 else 1, [JsonLines(out/'log.jsonl'), *([run] if run else [])])
-    learn = lm_learner(dls, model, loss_func or token_loss, metrics or [BitsPerByte(tok)], lr, cbs=[*mixed_precision(precision), log])
+    learn = lm_learner(dls, model, loss_func or token_loss, metrics or BitsPerByte(tok), lr,
+                       cbs=[*mixed_precision(precision), log])
     names = ['valid_loss', *('valid_bpb' if m.name=='bpb' else m.name for m in learn.metrics)]
     metrics = {f'{k}_before': v for k,v in zip(names, learn.validate())}
     if keep_dl: metrics['keep_bpb_before'] = learn.validate(dl=keep_dl)[1]
@@ -212,11 +215,13 @@ def _plot(rows, path):
     with atomic_write(path, 'wb') as f: fig.savefig(f, format='png', dpi=100)
 
 # %% ../nbs/20_cli.ipynb #762e507f
-def _ask_doctor(o, device, precision, train, valid, train_examples, valid_examples, tok, model, method, lr, packed=True):
+def _ask_doctor(o, device, precision, train, valid, train_examples, valid_examples, tok, model, method, lr,
+                packed=True):
     "Refuse what would train wrongly"
     from lmft.doctor import examine, refuse
     refuse(examine(train=train, valid=valid, train_examples=train_examples, valid_examples=valid_examples, tok=tok,
-                   model=model, method=method, lr=lr, precision=precision, device=device, packed=packed, seq_len=o['seq_len']))
+                   model=model, method=method, lr=lr, precision=precision, device=device, packed=packed,
+                   seq_len=o['seq_len']))
 
 # %% ../nbs/20_cli.ipynb #c635f52d
 _head = {'clm': 'causal', 'mlm': 'masked', 'mlm+nsp': 'masked+nsp'}
@@ -232,7 +237,8 @@ def _to_pretrain(o, train):
         tok,model = load_tokenizer(_model_dir(o['model'])),load_model(_model_dir(o['model']), head)
         return tok, model, o['lr'] or usual_lr(model, 'full')
     arch = o['arch'] or ('llama' if clm else 'bert')
-    if (arch=='bert')==clm: raise LmftError(f"--arch {arch} cannot learn --objective {o['objective']}; leave --arch out")
+    if (arch=='bert')==clm:
+        raise LmftError(f"--arch {arch} cannot learn --objective {o['objective']}; leave --arch out")
     tok = train_tokenizer((r['text'] for r in train), o['vocab_size'])
     model = new_model(tok, o['model'], arch, head, seq_len=max(1024, o['seq_len']))
     return tok, model, o['lr'] or {'tiny': 3e-3 if clm else 2e-3, 'small': 1e-3}[o['model']]
@@ -246,7 +252,8 @@ def pretrain(**o):
     o = _complete('pretrain', o, epochs=1, seq_len=256)
     device,precision = _check(o)
     out = _free(o['out'], o['overwrite'])
-    if o['keep'] and o['objective']!='clm': raise LmftError('--keep watches bits per byte, which --objective clm alone has')
+    if o['keep'] and o['objective']!='clm':
+        raise LmftError('--keep watches bits per byte, which --objective clm alone has')
     train,valid,bad = _read(o, [{'text'}])
     set_seed(o['seed'])
     tok,model,lr = _to_pretrain(o, train)
@@ -288,6 +295,7 @@ def _complete(command, o, **defaults):
 # %% ../nbs/20_cli.ipynb #15c20f02
 def sft(**o):
     "Tune a model on instructions or conversations"
+    import lmft.adapters
     from lmft.batches import fit_length, lm_dls, load_tokenizer, sft_examples
     from lmft.core import LmftError, set_seed
     from lmft.doctor import usual_lr
@@ -313,7 +321,7 @@ def sft(**o):
 # %% ../nbs/20_cli.ipynb #513ffd71
 def merge(**o):
     "Add an adapter into the weights of its base"
-    import torch
+    import torch, lmft.adapters
     from lmft.batches import load_tokenizer
     from lmft.core import LmftError, atomic_write, set_seed
     from lmft.models import load_model, merge_adapter, save_model
@@ -333,6 +341,7 @@ def merge(**o):
 # %% ../nbs/20_cli.ipynb #90684fec
 def doctor(**o):
     "Say what would train wrongly, without training"
+    import lmft.adapters
     from lmft.doctor import doctor as findings_of
     o = _complete('doctor', o)
     _check(o)
@@ -364,6 +373,7 @@ def tour(**o):
 # %% ../nbs/20_cli.ipynb #2bdb26de
 def _opened(o):
     "Model and tokenizer of a command that writes, on its device, seeded"
+    import lmft.adapters
     from lmft.batches import load_tokenizer
     from lmft.core import set_seed
     from lmft.models import load_model

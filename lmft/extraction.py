@@ -21,9 +21,9 @@ from .core import BadRecord
 import torch
 from seqeval.metrics.sequence_labeling import get_entities
 
-from .finetuning import _example, _label_ids, encode_windows, predict, row_dls
+from .finetuning import _example, _label_ids, _room, encode_windows, predict, row_dls
 from .generation import generate
-from .learner import HFModel, SumMetric
+from .learner import SumMetric
 from .models import base_of
 
 # %% ../nbs/12b_extraction.ipynb #0955ac05
@@ -97,7 +97,7 @@ def entity_f1(
 def EntityF1(
     model,  # Model that knows the tags
 ):
-    "`entity_f1` over the rows of a validation set"
+    "`entity_f1` over the rows of a validation set; a sentence in several windows counts as several"
     names = base_of(model).config.id2label
     def _sums(learn):
         n = learn.xb[0]['keep'].sum(1).tolist()
@@ -139,13 +139,15 @@ def predict_entities(
 # %% ../nbs/12b_extraction.ipynb #6b34faea
 def _qa_windows(records, tok, model, seq_len, stride):
     "Windows as (record, tokens, types, place of 'not here', `{token: offsets}` of the context)"
-    causal,most = HFModel(model).causal,seq_len-stride-8
+    room,causal = _room(tok, model, seq_len)
+    stride = room//3 if stride is None else stride
+    most = room-stride-8                                            # special tokens, and some of the context
     asked = [r['question'].strip()+('\n' if causal else '') for r in records]
     for i,ids in enumerate(tok(asked, add_special_tokens=False, verbose=False).input_ids):
         if len(ids)>most:
-            raise BadRecord(f'has {len(ids)} tokens; windows of {seq_len} that share {stride} leave {most}', record=i+1,
+            raise BadRecord(f'has {len(ids)} tokens; windows of {room} that share {stride} leave {most}', record=i+1,
                             field='question', mend='use longer windows or a shorter question')
-    enc = encode_windows(tok, model, asked, [r['context'] for r in records], seq_len, stride)
+    enc = encode_windows(tok, model, asked, [r['context'] for r in records], room, stride)
     typed = getattr(base_of(model).config, 'type_vocab_size', 0)>1
     for w,i in enumerate(enc['overflow_to_sample_mapping']):
         ids,seq = enc['input_ids'][w],enc.sequence_ids(w)
@@ -168,7 +170,7 @@ def qa_examples(
     tok,              # Tokenizer with offsets
     model,            # Model with a head for spans
     seq_len:int=384,  # Most tokens of a window
-    stride:int=128,   # Tokens that windows of a context share
+    stride:int=None,  # Tokens that windows of a context share; None: a third
 ) -> list:
     "Places of the answer's first and last token, as the labels of the first two tokens of each window"
     spans,found,exs = [_span(r, i) for i,r in enumerate(records)],set(),[]
@@ -190,7 +192,7 @@ def qa_dls(
     tok,             # Tokenizer with offsets
     model,           # Model with a head for spans
     seq_len:int=384, # Most tokens of a window
-    stride:int=128,  # Tokens that windows of a context share
+    stride:int=None, # Tokens that windows of a context share; None: a third
     **kwargs         # Other arguments of `lm_dls`: `bs`, `n_acc`, `seed`, `device`
 ):
     "DataLoaders for extractive question answering"
@@ -211,7 +213,7 @@ def answer_questions(
     tok,             # Its tokenizer
     records:list,    # With `context` and `question`
     seq_len:int=384, # Most tokens of a window
-    stride:int=128,  # Tokens that windows of a context share
+    stride:int=None, # Tokens that windows of a context share; None: a third
     most:int=30,     # Most tokens of an answer
     null:bool=False, # Answer '' where "not here" scores better in every window
     **kwargs         # Other arguments of `predict`

@@ -67,6 +67,12 @@ def _framed(tok, causal):
     return framed
 
 # %% ../nbs/12a_finetuning.ipynb #ea9c120f
+def _room(tok, model, seq_len):
+    "Tokens that a row may have: at most `seq_len`, and no more than the model has positions"
+    wrapped = HFModel(model)
+    places = getattr(base_of(model).config, 'max_position_embeddings', seq_len+wrapped.first)-wrapped.first
+    return min(seq_len, places, tok.model_max_length), wrapped.causal
+
 def encode_windows(
     tok,             # Tokenizer with offsets
     model,           # Model: causal or not, and how many positions it has
@@ -76,10 +82,10 @@ def encode_windows(
     stride:int=0,    # Tokens that successive windows share
 ):                   # 🤗 `BatchEncoding`, a row a window, with offsets and `overflow_to_sample_mapping`
     "Texts or pairs as windows of tokens, in the frame that the model reads"
-    room = getattr(base_of(model).config, 'max_position_embeddings', seq_len)
-    return _framed(tok, HFModel(model).causal)(
-        texts, pairs, truncation='only_second' if pairs else True, max_length=min(seq_len, room, tok.model_max_length),
-        stride=stride, return_overflowing_tokens=True, return_offsets_mapping=True, return_token_type_ids=True,
+    room,causal = _room(tok, model, seq_len)
+    return _framed(tok, causal)(
+        texts, pairs, truncation='only_second' if pairs else True, max_length=room, stride=stride,
+        return_overflowing_tokens=True, return_offsets_mapping=True, return_token_type_ids=True,
         split_special_tokens=True, verbose=False)
 
 # %% ../nbs/12a_finetuning.ipynb #92ba26fd
@@ -156,7 +162,8 @@ def predict(
             idxs = order[j:j+bs]
             inputs,_ = make_batch([[examples[i]] for i in idxs], tok.pad_token_id, packed=False, shift=False, left=left)
             pred = wrapped({k: v.to(model.device) for k,v in inputs.items()}).cpu()
-            for i,v in zip(idxs, pred.split(inputs['keep'].sum(1).tolist())): out[i] = v
+            for i,v in zip(idxs, pred.split(inputs['keep'].sum(1).tolist())):
+                out[i] = v[:, :len(examples[i]['input_ids'])] if wrapped.spans else v
     return out
 
 # %% ../nbs/12a_finetuning.ipynb #d6b7d0d9
@@ -217,14 +224,14 @@ def tune_learner(
     dls,                # DataLoaders
     model,              # 🤗 model
     method:str='full',  # What is trained, as in `trainable`
-    lr:float=None,      # Highest rate; None: `usual_lr`
+    lr:float=None,      # Highest rate; None: `usual_lr`, or 1e-3 where that knows none
     cbs=(),             # More callbacks
     **kwargs            # Other arguments of `lm_learner`
 ):
     "A Learner that trains just the weights of `method`"
     model = trainable(model, method)
     own = [cb() for name,cb in method_cbs.items() if name==method.partition(':')[0]]
-    return lm_learner(dls, model, lr=lr or usual_lr(model, method), cbs=[*own, *L(cbs)], **kwargs)
+    return lm_learner(dls, model, lr=lr or usual_lr(model, method) or 1e-3, cbs=[*own, *L(cbs)], **kwargs)
 
 # %% ../nbs/12a_finetuning.ipynb #7983d7c9
 def label_prompt(

@@ -14,6 +14,7 @@ __all__ = ['encode_prompt', 'stop_ids', 'evaluating', 'generate', 'chat', 'strea
 
 # %% ../nbs/06_generation.ipynb #ec00303b
 from contextlib import contextmanager
+from itertools import groupby
 from threading import Thread
 
 from .core import LmftError
@@ -23,7 +24,7 @@ from transformers import TextIteratorStreamer
 
 from .batches import _bos, chat_example, make_batch, prompt_example, render
 from .learner import HFModel, token_loss
-from .models import base_of
+from .models import base_of, virtual_tokens
 
 # %% ../nbs/06_generation.ipynb #13c0eb32
 def encode_prompt(
@@ -57,7 +58,7 @@ def evaluating(model):
 def _settings(model, tok, n_prompt, max_new_tokens, temperature, top_p):
     "Arguments of 🤗's `generate`; refuses what would run over the model's positions"
     room = getattr(base_of(model).config, 'max_position_embeddings', None)
-    if room and n_prompt+max_new_tokens>room: raise LmftError(
+    if room and virtual_tokens(model)+n_prompt+max_new_tokens>room: raise LmftError(
         f'a prompt of {n_prompt} tokens and {max_new_tokens} new ones exceed the {room} positions of this model')
     draw = (temperature, top_p, 0) if temperature else (None, None, None)
     return dict(max_new_tokens=max_new_tokens, pad_token_id=tok.pad_token_id, eos_token_id=stop_ids(model, tok),
@@ -93,10 +94,11 @@ def generate(
     for i,e in enumerate(encoded):
         if not e: raise LmftError(f'prompt {i+1} is empty, so there is nothing to go on with; give it a word')
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    stops,out = stop_ids(model, tok),[None]*len(encoded)
+    batches,stops,out = [order[j:j+bs] for j in range(0, len(order), bs)],stop_ids(model, tok),[None]*len(encoded)
+    if virtual_tokens(model):                             # padding would stand between a soft prompt and the text
+        batches = [list(g) for b in batches for _,g in groupby(b, key=lambda i: len(encoded[i]))]
     with evaluating(model):
-        for j in tqdm(range(0, len(order), bs), desc='generate', disable=None, delay=2):
-            idxs = order[j:j+bs]
+        for idxs in tqdm(batches, desc='generate', disable=None, delay=2):
             batch = _left_pad([encoded[i] for i in idxs], tok.pad_token_id, model.device)
             T = batch['input_ids'].shape[1]
             res = model.generate(**batch, **_settings(model, tok, T, max_new_tokens, temperature, top_p))
@@ -168,6 +170,7 @@ def token_logps(
     left:bool=False,    # Pad on the left; the result is the same
 ) -> list:
     "Log-probabilities (nats) of the tokens of each answer given its prompt, one vector an answer"
+    if left and virtual_tokens(model): raise LmftError('behind a soft prompt or prefix, pad on the right')
     exs = [_answer_example(p, a, tok, end) for p,a in zip(prompts, answers, strict=True)]
     order,out,wrapped = sorted(range(len(exs)), key=lambda i: len(exs[i]['input_ids'])),[None]*len(exs),HFModel(model)
     with evaluating(model):

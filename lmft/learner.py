@@ -31,7 +31,7 @@ from fastcore.foundation import L
 from torch import nn
 
 from .batches import token_bytes
-from .models import base_of, blocks_of, head_of
+from .models import base_of, blocks_of, head_of, virtual_tokens
 
 # %% ../nbs/05_learner.ipynb #ead75dbd
 def block_mask(
@@ -69,7 +69,8 @@ class HFModel(nn.Module):
         b = {k:v for k,v in batch.items() if k not in ('keep', 'n_tokens')}
         if self.causal: b['use_cache'] = False
         elif 'attention_mask' not in b: b['attention_mask'] = block_mask(b['position_ids'])
-        if self.first: b['position_ids'] = b['position_ids']+self.first
+        if virtual_tokens(self.hf): b.pop('position_ids')                             # peft counts them by itself
+        elif self.first: b['position_ids'] = b['position_ids']+self.first
         with torch.autocast(b['input_ids'].device.type, self.amp, enabled=self.amp is not None):
             out = self._logits(b, batch['keep'])
         return tuple(o.float() for o in out) if isinstance(out, tuple) else out.float()
@@ -79,19 +80,24 @@ class HFModel(nn.Module):
 def _logits(self:HFModel, b, keep):
     if self.spans: return self._ends(self.hf(**b), b['attention_mask'])
     head = head_of(self.hf)
+    def kept(h): return h[:, -keep.shape[1]:][keep]                                   # a soft prompt stands before
     if self.per_row:
         if not self.causal: return self.hf(**b).logits                         # pooled at the first token
-        return head(base_of(self.hf).base_model(**b).last_hidden_state[keep])
-    with head.register_forward_pre_hook(lambda m,args: (args[0][keep],)): out = self.hf(**b)
+        if not virtual_tokens(self.hf): return head(base_of(self.hf).base_model(**b).last_hidden_state[keep])
+        seen = []
+        with head.register_forward_pre_hook(lambda m,args: seen.append(kept(args[0]))): self.hf(**b)
+        return head(seen[0])
+    with head.register_forward_pre_hook(lambda m,args: (kept(args[0]),)): out = self.hf(**b)
     return out.logits if 'logits' in out else (out.prediction_logits, out.seq_relationship_logits)
 
 # %% ../nbs/05_learner.ipynb #4600805d
 @patch
 def _ends(self:HFModel, out, mask):
     "Logits of where spans start and end, two lines a row, over the places of its own tokens; (2 × rows, tokens)"
-    places = mask.argsort(dim=1, descending=True, stable=True)[:,None].expand(-1, 2, -1)    # padding comes last
-    ends = torch.stack([out.start_logits, out.end_logits], 1).float().gather(2, places)
-    return ends.masked_fill(mask[:,None].expand(-1, 2, -1).gather(2, places)==0, -1e4).flatten(0, 1)
+    T,both = mask.shape[1],lambda t: t[:,None].expand(-1, 2, -1)
+    places = both(mask.argsort(dim=1, descending=True, stable=True))                        # padding comes last
+    ends = torch.stack([out.start_logits, out.end_logits], 1)[..., -T:].float()             # without a soft prompt
+    return ends.gather(2, places).masked_fill(both(mask).gather(2, places)==0, -1e4).flatten(0, 1)
 
 # %% ../nbs/05_learner.ipynb #15e0f279
 class TermLoss:
@@ -250,6 +256,8 @@ def lm_learner(
     **kwargs             # Other arguments of fastai's `Learner`
 ) -> LMLearner:
     "A Learner with exact loss, accumulation, decay and averages"
+    if virtual_tokens(model) and any(getattr(dl, 'packed', False) for dl in dls.loaders):
+        raise LmftError('documents cannot share a row behind a soft prompt or prefix; make batches with packed=False')
     dls.n_inp,dev = 1,getattr(dls, 'device', None)               # whatever follows the inputs is a target
     model = HFModel(model).to(dev) if dev else HFModel(model)
     kwargs = {'opt_func': adamw, 'splitter': layer_groups, 'moms': (.9, .9, .9), **kwargs}

@@ -10,7 +10,8 @@ Docs: https://lmft-org.github.io/lmft/models.html.md"""
 
 # %% auto #0
 __all__ = ['sizes', 'archs', 'heads', 'methods', 'attention_layers', 'new_config', 'new_model', 'count_params', 'save_model',
-           'load_model', 'base_of', 'blocks_of', 'head_of', 'new_modules', 'method', 'trainable', 'merge_adapter']
+           'load_model', 'base_of', 'blocks_of', 'virtual_tokens', 'head_of', 'new_modules', 'method', 'trainable',
+           'add_adapter', 'merge_adapter']
 
 # %% ../nbs/04_models.ipynb #d1ad656a
 import re, sys
@@ -153,10 +154,16 @@ def load_model(
     if not (local/'adapter_config.json').exists(): return _load_whole(path, head, **kwargs)
     if not (local/'adapter_model.safetensors').exists():
         raise LmftError(f'{path}: the adapter has no adapter_model.safetensors')
-    base = PeftConfig.from_pretrained(path).base_model_name_or_path
+    try: config = PeftConfig.from_pretrained(path)
+    except KeyError as e: raise LmftError(f'{path}: the kind of adapter {e} is unknown; import lmft.adapters first') from e
+    base = config.base_model_name_or_path
     if not base: raise LmftError(f'{path}: the adapter does not say which base model it belongs to')
     if (local/'config.json').exists(): kwargs = dict(id2label=AutoConfig.from_pretrained(path).id2label, **kwargs)
-    return PeftModel.from_pretrained(_load_whole(base, head, **kwargs), path, is_trainable=train_adapter)
+    soft = config.is_prompt_learning                                   # peft refuses to train those further
+    model = PeftModel.from_pretrained(_load_whole(base, head, **kwargs), path, is_trainable=train_adapter and not soft)
+    for n,p in model.named_parameters():
+        if soft: p.requires_grad_(train_adapter and ('prompt_encoder.' in n or '.modules_to_save.' in n))
+    return model
 
 # %% ../nbs/04_models.ipynb #55bc06da
 def base_of(model):
@@ -167,6 +174,10 @@ def blocks_of(model):
     "The transformer blocks, an `nn.ModuleList` in order of depth"
     n = base_of(model).config.num_hidden_layers
     return next(m for m in base_of(model).modules() if isinstance(m, nn.ModuleList) and len(m)==n)
+
+def virtual_tokens(model) -> int:
+    "Places that a soft prompt or a prefix puts before each row, else 0; with any, rows cannot be packed"
+    return getattr(getattr(model, 'active_peft_config', None), 'num_virtual_tokens', None) or 0
 
 # %% ../nbs/04_models.ipynb #247b325a
 def head_of(model):
@@ -203,7 +214,8 @@ def trainable(
 ):
     "The model with just those weights trainable that `method` trains (an adapter is added to it)"
     name,_,arg = method.partition(':')
-    if name not in methods: raise LmftError(f"method '{method}' is unknown; use one of {', '.join(methods)}")
+    if name not in methods:
+        raise LmftError(f"method '{method}' is unknown; use one of {', '.join(methods)} (import lmft.adapters for all)")
     model = methods[name](model, arg)
     if not count_params(model)['trainable_params']:
         raise LmftError(f"method '{method}' leaves nothing to train in {type(model).__name__}")
@@ -241,6 +253,22 @@ def _last(model, arg):
     blocks[-int(arg):].requires_grad_(True)
     return model
 
+# %% ../nbs/04_models.ipynb #c23736ec
+def add_adapter(
+    model,  # 🤗 model without an adapter
+    config, # peft configuration; its task is set here
+):
+    "The model with a new adapter, which alone is trained, along with a head for labels and the pooler below it"
+    kind = type(model).__name__
+    if isinstance(model, PeftModel): raise LmftError('the model has an adapter already; merge it, or load the base')
+    tasks = dict(ForSequenceC='SEQ_CLS', ForTokenC='TOKEN_CLS', ForQuestion='QUESTION_ANS', ForCausalLM='CAUSAL_LM',
+                 LMHead='CAUSAL_LM')
+    config.task_type = next((t for k,t in tasks.items() if k in kind), config.task_type)
+    if new := new_modules(model): config.modules_to_save = new
+    try: return get_peft_model(model, config)
+    except ValueError as e:
+        raise LmftError(f'{config.peft_type.value} does not go with {kind}: {str(e).splitlines()[0]}') from e
+
 # %% ../nbs/04_models.ipynb #25180a79
 attention_layers = r'.*(q_proj|k_proj|v_proj|o_proj|c_attn|attn\.c_proj|query|key|value|attention\.output\.dense)'
 
@@ -249,16 +277,9 @@ def _lora(model, arg):
     "LoRA on W_Q, W_K, W_V and W_O (Hu et al., 2021, arXiv:2106.09685); the argument is r, 8 if left out"
     if arg and (not arg.isdigit() or int(arg)<1):
         raise LmftError(f"method 'lora:{arg}': r must be a whole number from 1")
-    r,kind = int(arg or 8),type(model).__name__
-    tasks = dict(ForSequenceC='SEQ_CLS', ForTokenC='TOKEN_CLS', ForQuestion='QUESTION_ANS', ForCausalLM='CAUSAL_LM',
-                 LMHead='CAUSAL_LM')
-    task = next((t for k,t in tasks.items() if k in kind), None)
-    config = LoraConfig(r=r, lora_alpha=2*r, target_modules=attention_layers, task_type=task,
-                        modules_to_save=new_modules(model) or None,
-                        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()))   # GPT-2 keeps W transposed
-    try: return get_peft_model(model, config)
-    except ValueError as e:
-        raise LmftError(f"method 'lora' finds no attention matrices in {kind}: {str(e).splitlines()[0]}") from e
+    r = int(arg or 8)
+    return add_adapter(model, LoraConfig(r=r, lora_alpha=2*r, target_modules=attention_layers,
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules())))                  # GPT-2 keeps W transposed
 
 # %% ../nbs/04_models.ipynb #fcc5f748
 @torch.no_grad()

@@ -21,7 +21,6 @@ from pathlib import Path
 from .core import LmftError, atomic_path, set_seed
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.learner import Recorder
@@ -94,8 +93,10 @@ def mlm_examples(
 ) -> list:         # Of {input_ids, words, token_type_ids}
     "Pieces of text as `[cls] … [sep]`; masks are drawn when a batch is made"
     for name in ('mask', 'cls', 'sep'):
-        if getattr(tok, f'{name}_token_id') is None: raise LmftError(f'the tokenizer has no {name} token, which masked models need')
-    return [_wrap(tok, p) for r in tqdm(records, desc='tokenise', disable=None, delay=2) for p in pieces(r['text'], tok, seq_len-2)]
+        if getattr(tok, f'{name}_token_id') is None:
+            raise LmftError(f'the tokenizer has no {name} token, which masked models need')
+    records = tqdm(records, desc='tokenise', disable=None, delay=2)
+    return [_wrap(tok, p) for r in records for p in pieces(r['text'], tok, seq_len-2)]
 
 def nsp_examples(
     records:list,  # Records {'text': str}
@@ -104,16 +105,20 @@ def nsp_examples(
     seed:int=0,    # Decides which pairs are parted
 ) -> list:         # Of {input_ids, words, token_type_ids, parted}
     "Pairs of pieces, half of them with a second piece from another document: `parted` is 0 or 1, as in 🤗"
-    rng,docs = random.Random(seed),[pieces(r['text'], tok, (seq_len-3)//2) for r in tqdm(records, desc='tokenise', disable=None, delay=2)]
-    if sum(bool(d) for d in docs)<2: raise LmftError('pairs of sentences need at least two documents; give more texts')
-    def other(i):
-        while (j:=rng.randrange(len(docs)))==i or not docs[j]: pass
-        return rng.choice(docs[j])
+    records = tqdm(records, desc='tokenise', disable=None, delay=2)
+    rng,docs = random.Random(seed),[pieces(r['text'], tok, (seq_len-3)//2) for r in records]
+    docs = [d for d in docs if d]
+    if len(docs)<2 and sum(map(len, docs))<4:
+        raise LmftError('pairs of neighbours need more text: two documents, or a longer one')
+    def other(i, k):
+        while (j:=rng.randrange(len(docs)))==i and len(docs)>1: pass
+        while (m:=rng.randrange(len(docs[j]))) in (k, k+1) and j==i: pass      # one long text: from elsewhere in it
+        return docs[j][m]
     out = []
     for i,d in enumerate(docs):
-        for a,b in zip(d, d[1:]):
+        for k,(a,b) in enumerate(zip(d, d[1:])):
             parted = int(rng.random()<.5)
-            out.append(dict(_wrap(tok, a, other(i) if parted else b), parted=parted))
+            out.append(dict(_wrap(tok, a, other(i, k) if parted else b), parted=parted))
     return out
 
 # %% ../nbs/10_pretraining.ipynb #4a031431
@@ -130,10 +135,11 @@ class MaskedDL(LMDL):
     def _collate(self, rows):
         exs = [e for e, in rows]
         drawn = [mask_tokens(e['input_ids'], e['words'], self.tok, self.rate, self.gen) for e in exs]
-        inputs,y = make_batch([[dict(input_ids=i, labels=l)] for i,l in drawn], self.tok.pad_token_id, packed=False, shift=False)
+        rows = [[dict(input_ids=i, labels=l)] for i,l in drawn]
+        inputs,y = make_batch(rows, self.tok.pad_token_id, packed=False, shift=False)
         if 'parted' not in exs[0]: return inputs, y
-        T = inputs['input_ids'].shape[1]
-        inputs['token_type_ids'] = torch.stack([F.pad(e['token_type_ids'], (0, T-len(e['token_type_ids']))) for e in exs])
+        types = [e['token_type_ids'] for e in exs]
+        inputs['token_type_ids'] = torch.nn.utils.rnn.pad_sequence(types, batch_first=True)
         return inputs, y, torch.tensor([e['parted'] for e in exs])
 
 # %% ../nbs/10_pretraining.ipynb #99079743
@@ -150,11 +156,13 @@ def mlm_dls(
     device=None,      # Where batches go; None: a GPU if there is one
 ) -> DataLoaders:
     "DataLoaders for masked language modelling, rows of like length together"
-    train,valid = (nsp_examples(r, tok, seq_len, seed) if nsp else mlm_examples(r, tok, seq_len) for r in (train, valid))
-    if not train or not valid: raise LmftError(f'no text is left for rows of {seq_len} tokens; give more or longer texts')
+    def examples(rs): return nsp_examples(rs, tok, seq_len, seed) if nsp else mlm_examples(rs, tok, seq_len)
+    train,valid = examples(train),examples(valid)
+    if not train or not valid: raise LmftError(f'no text is left for rows of {seq_len} tokens; give more text')
     device = device or pick_device()
     kw = dict(tok=tok, bs=bs, rate=rate, by_length=True, seed=seed, device=device)
-    return DataLoaders(MaskedDL([[e] for e in train], n_acc=n_acc, shuffle=True, **kw), MaskedDL([[e] for e in valid], **kw), device=device)
+    train,valid = ([[e] for e in exs] for exs in (train, valid))
+    return DataLoaders(MaskedDL(train, n_acc=n_acc, shuffle=True, **kw), MaskedDL(valid, **kw), device=device)
 
 # %% ../nbs/10_pretraining.ipynb #3983d9f2
 def mlm_nsp_loss(
@@ -179,8 +187,8 @@ def _gaps(fact, masked):
     "(before, value, after) of each phrasing in which the value can be asked for"
     if not masked: return [(*c, '') for c in clozes(fact)]
     said = [tell(fact, i) for i in range(len(relations[fact.relation].phrases))]
-    cut = [(s[:s.rfind(' '+fact.value)], s[s.rfind(' '+fact.value)+len(fact.value)+1:]) for s in said if ' '+fact.value in s]
-    return [(before, ' '+fact.value, after) for before,after in cut]
+    cut = [s.rpartition(' '+fact.value) for s in said]
+    return [c for c in cut if c[1]]
 
 # %% ../nbs/10_pretraining.ipynb #2bcc3da1
 def fills(
@@ -224,7 +232,8 @@ def recall(
 class RecallMeter(Callback):
     "Measures `recall` of facts every `every` steps and at the end, in `rows`"
     order = Recorder.order+10
-    def __init__(self, tok, known, every=150): self.tok,self.known,self.every,self.rows,self.tokens = tok,known,every,[],0
+    def __init__(self, tok, known, every=150):
+        self.tok,self.known,self.every,self.rows,self.tokens = tok,known,every,[],0
     def after_batch(self):
         if not self.training: return
         self.tokens += self.learn.n_tokens
@@ -237,8 +246,8 @@ class RecallMeter(Callback):
 
 # %% ../nbs/10_pretraining.ipynb #6ae910af
 Recipe = namedtuple('Recipe', 'arch size n_words seq_len bs steps lr minutes')
-bases = dict(causal=Recipe('llama', 'tiny', 900_000, 128, 16, 900, 3e-3, 4),
-             masked=Recipe('bert', 'tiny', 2_000_000, 42, 64, 3000, 2e-3, 8))  # Kind → how it is made; minutes on two cores
+bases = dict(causal=Recipe('llama', 'tiny', 900_000, 128, 16, 900, 3e-3, 4),  # Kind → how it is made;
+             masked=Recipe('bert', 'tiny', 2_000_000, 42, 64, 3000, 2e-3, 8)) # minutes on two cores
 
 # %% ../nbs/10_pretraining.ipynb #11b6e21f
 def pretrain_base(
@@ -253,10 +262,11 @@ def pretrain_base(
     docs,held = list(corpus(world, r.n_words, seed=seed)),list(corpus(world, 10_000, seed=-1))
     tok = train_tokenizer(d['text'] for d in docs[:17000])
     set_seed(seed)
-    if kind=='causal': dls,metrics = clm_dls(docs, held, tok, r.seq_len, bs=r.bs, seed=seed),[BitsPerByte(tok)]
-    else: dls,metrics = mlm_dls(docs, held, tok, r.seq_len, rate=.3, bs=r.bs, seed=seed),[TermAccuracy(0, 'masked_accuracy')]
+    kw = dict(seq_len=r.seq_len, bs=r.bs, seed=seed)
+    if kind=='causal': dls,metric = clm_dls(docs, held, tok, **kw),BitsPerByte(tok)
+    else: dls,metric = mlm_dls(docs, held, tok, rate=.3, **kw),TermAccuracy(0, 'masked_accuracy')
     meter = RecallMeter(tok, world.now(frequent=True))
-    learn = lm_learner(dls, new_model(tok, r.size, r.arch), metrics=metrics, lr=r.lr, cbs=[meter, *L(cbs)])
+    learn = lm_learner(dls, new_model(tok, r.size, r.arch), metrics=metric, lr=r.lr, cbs=[meter, *L(cbs)])
     learn.fit_cos(steps=r.steps)
     return learn, tok
 
@@ -267,8 +277,8 @@ def base_dir(
 ) -> Path:
     "Where a base model is kept, under `$LMFT_CACHE` or ~/.cache/lmft, by a hash of all that decides what it becomes"
     if kind not in bases: raise LmftError(f"base '{kind}' is unknown; use {', '.join(bases)}")
-    code = [inspect.getsource(m) for m in (facts, documents, batches, models, learner, pretrain_base, MaskedDL, mask_tokens, pieces)]
-    key = hashlib.sha256(repr((kind, seed, bases[kind], code)).encode()).hexdigest()[:12]
+    code = facts,documents,batches,models,learner,pretrain_base,MaskedDL,mask_tokens,pieces
+    key = hashlib.sha256(repr((kind, seed, bases[kind], [*map(inspect.getsource, code)])).encode()).hexdigest()[:12]
     return Path(os.environ.get('LMFT_CACHE', Path.home()/'.cache'/'lmft'))/f'{kind}-{seed}-{key}'
 
 # %% ../nbs/10_pretraining.ipynb #1b4a43f3
@@ -308,8 +318,10 @@ def mix(
     seed:int=0,    # Decides the order
 ):                 # Yields the records, with 'source'
     "Records from several sources in a weighted mixture; a source that is used up begins again in another order"
-    if set(sources)!=set(weights): raise LmftError(f'weights are given for {sorted(weights)}, but the sources are {sorted(sources)}')
-    if empty := [k for k,v in sources.items() if not any(r['text'] for r in v)]: raise LmftError(f'source {empty[0]} has no text')
+    if set(sources)!=set(weights):
+        raise LmftError(f'weights are given for {sorted(weights)}, but the sources are {sorted(sources)}')
+    if empty := [k for k,v in sources.items() if not any(r['text'] for r in v)]:
+        raise LmftError(f'source {empty[0]} has no text')
     rng,left,done = random.Random(seed),{k: [] for k in sources},dict.fromkeys(sources, 0)
     while sum(done.values())<n_chars:
         k = min((k for k in sources if weights[k]>0), key=lambda k: done[k]/weights[k])

@@ -49,8 +49,10 @@ def tune_on(
 ):                  # The learner; its model is tuned
     "Supervised tuning at the usual rate of the method"
     exs,*_ = fit_length(sft_examples(rows, tok), 64)
+    train = [e for i,e in enumerate(exs) if i%10]                              # every tenth question is held out
     model = trainable(model, method)
-    learn = lm_learner(lm_dls(exs, exs[::10], tok, 64, bs=32, packed=False), model, lr=usual_lr(model, method), cbs=cbs)
+    dls = lm_dls(train, exs[::10], tok, 64, bs=32, packed=False)
+    learn = lm_learner(dls, model, lr=usual_lr(model, method), cbs=cbs)
     learn.fit_cos(steps=steps)
     return learn
 
@@ -76,7 +78,8 @@ class Report:
         self.parts += [f'<h2>{html.escape(heading)}</h2>', *map(_as_html, shown)]
     def __str__(self):
         style = 'body{font:16px/1.5 system-ui,sans-serif;max-width:52em;margin:2em auto;padding:0 1em}' \
-                'table{border-collapse:collapse;font-size:14px}td,th{border:1px solid #ccc;padding:.2em .6em;text-align:left}'
+                'table{border-collapse:collapse;font-size:14px}' \
+                'td,th{border:1px solid #ccc;padding:.2em .6em;text-align:left}'
         return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(self.title)}</title>'
                 f'<style>{style}</style><h1>{html.escape(self.title)}</h1>'+'\n'.join(self.parts)+'</html>')
 
@@ -87,12 +90,13 @@ def _as_html(x):
     if isinstance(x, pd.DataFrame): return x.to_html(index=False, float_format=lambda v: f'{v:.3f}', border=0)
     png = io.BytesIO()
     x.savefig(png, format='png', dpi=110)
-    return f'<img alt="" style="max-width:100%" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
+    data = base64.b64encode(png.getvalue()).decode()
+    return f'<img alt="" style="max-width:100%" src="data:image/png;base64,{data}">'
 
 # %% ../nbs/19_tour.ipynb #45137b47
 stages = {}  # Name → function of a `_Trip`
 
-_sizes = dict(smoke=(dict(n_words=20_000, steps=20), 5), cpu=({}, 150),     # changes of the base's recipe, steps of tuning
+_sizes = dict(smoke=(dict(n_words=20_000, steps=20), 5), cpu=({}, 150),       # changes of the base's recipe, and steps
               gpu=(dict(size='small', n_words=4_000_000, bs=64, steps=3000, lr=1e-3), 300))
 
 class _Trip:
@@ -126,11 +130,15 @@ def _pretraining(t):
     learn,t.tok = pretrain_base(t.world, seed=t.seed, cbs=[log], **t.recipe)
     t.base = learn.model.hf
     share = recall(t.base, t.tok, t.known)
-    t.metrics |= dict(pretrain_loss=log.rows[-1]['valid_loss'], pretrain_bpb=log.rows[-1]['bpb'], pretrain_tokens=log.rows[-1]['tokens'],
-                      facts=len(t.known), recall=sum(share)/len(share), total_params=count_params(t.base)['total_params'])
-    t.page.add('Pretraining', f"A model of {t.metrics['total_params']:,} random weights reads {t.metrics['pretrain_tokens']:,} "
-               'tokens about the tiny world and learns to predict the next one.', _curve(log.rows, ['loss', 'valid_loss']),
-               f"Then it completes {t.metrics['recall']:.0%} of sentences about {len(t.known)} facts rightly.", _curve(learn.recall_meter.rows, ['recall']))
+    last = log.rows[-1]
+    t.metrics |= dict(pretrain_loss=last['valid_loss'], pretrain_bpb=last['bpb'], pretrain_tokens=last['tokens'],
+                      facts=len(t.known), recall=sum(share)/len(share),
+                      total_params=count_params(t.base)['total_params'])
+    t.page.add('Pretraining', f"A model of {t.metrics['total_params']:,} random weights reads "
+               f"{t.metrics['pretrain_tokens']:,} tokens about the tiny world and learns to predict the next one.",
+               _curve(log.rows, ['loss', 'valid_loss']),
+               f"Then it completes {t.metrics['recall']:.0%} of sentences about {len(t.known)} facts rightly.",
+               _curve(learn.recall_meter.rows, ['recall']))
 
 # %% ../nbs/19_tour.ipynb #8c4d869c
 @stage
@@ -157,11 +165,13 @@ def _tuning(t):
         curves += [{'step': r['step'], method: r['loss']} for r in log.rows]
         t.metrics |= {f'{method}_answers': after['right'].mean(), f'{method}_recall': sum(kept)/len(kept),
                       f'{method}_trainable_params': count_params(t.tuned[method])['trainable_params']}
-    table = [{'model': m, 'weights trained': t.metrics.get(f'{m}_trainable_params', 0), 'right answers': t.metrics[f'{m}_answers'],
+    table = [{'model': m, 'weights trained': t.metrics.get(f'{m}_trainable_params', 0),
+              'right answers': t.metrics[f'{m}_answers'],
               'facts still known': t.metrics.get(f'{m}_recall', t.metrics['recall'])} for m in ('base', 'full', 'lora')]
-    t.page.add('Tuning on questions', f'{len(rows)} questions with answers, in full and with LoRA. The model is then asked about '
-               f'{len(new)} facts whose questions stood in no training text:', _curve(curves, ['full', 'lora'], 'step', 'step'),
-               pd.DataFrame(table), said.iloc[::max(1, len(said)//12)])
+    t.page.add('Tuning on questions', f'{len(rows)} questions with answers, in full and with LoRA. The model is then '
+               f'asked about {len(new)} facts whose questions stood in no training text:',
+               _curve(curves, ['full', 'lora'], 'step', 'step'), pd.DataFrame(table),
+               said.iloc[::max(1, len(said)//12)])
 
 # %% ../nbs/19_tour.ipynb #e1eacf1a
 @stage
@@ -186,8 +196,8 @@ def tour(
         f(trip)
         trip.metrics[f'{name}_seconds'] = time.perf_counter()-begun
     trip.metrics['seconds'] = time.perf_counter()-start
-    figures = pd.DataFrame([(k, f'{v:,.4g}' if isinstance(v, float) else f'{v:,}') for k,v in trip.metrics.items()], columns=['figure', 'value'])
-    trip.page.add('All figures', figures)
+    rows = [(k, f'{v:,.4g}' if isinstance(v, float) else f'{v:,}') for k,v in trip.metrics.items()]
+    trip.page.add('All figures', pd.DataFrame(rows, columns=['figure', 'value']))
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(out/'report.html') as f: f.write(str(trip.page))

@@ -1,5 +1,5 @@
-"What `make` needs of Python: `python tests/chores.py in_step | readme | bases`."
-import json, re, subprocess, sys
+"What `make` needs of Python: `python tests/chores.py in_step | readme | bases | claims [ID]`."
+import json, os, re, subprocess, sys
 from pathlib import Path
 from shutil import copy, copytree, ignore_patterns
 from tempfile import TemporaryDirectory
@@ -52,10 +52,29 @@ def bases():
     from lmft.pretraining import bases, make_base
     for kind in bases: make_base(kind)
 
+def claim_pages(id=None):
+    "Notebooks that measure the claim `id`, or any claim, in reading order"
+    import nbformat
+    pages = [p for p in sorted((root/'nbs').rglob('*.ipynb')) if not re.search(r'/[._]', str(p.relative_to(root)))]
+    name = re.escape(id) if id else r'[\w-]+'
+    call = re.compile(rf"^\s*claim\(\s*'{name}'", flags=re.M)
+    found = [str(p.relative_to(root)) for p in pages
+             if any(c.cell_type == 'code' and call.search(c.source) for c in nbformat.read(p, as_version=4).cells)]
+    return found or sys.exit(f'no lesson holds the claim {id}')
+
+def claims(id=None):
+    "Measure claims with all seeds, which rewrites the ledger, then run and save the page of all claims"
+    for page in claim_pages(id):
+        nbdev('test', root, page, '--cell-timeout', '0', '--do-print', env={**os.environ, 'LMFT_CLAIMS': '1'}, check=True)
+    page = 'nbs/explanations/claims.ipynb'
+    nbdev('test', root, page, '--save', check=True)
+    nbdev('clean', root, '--fname', page, check=True)
+
 if __name__ == '__main__':
     match sys.argv[1:]:
         case ['in_step']:
             if lines := list(out_of_step()): sys.exit('\n'.join(lines))
         case ['readme']: (root/'README.md').write_text(readme(), encoding='utf-8')
         case ['bases']: bases()
+        case ['claims', *id]: claims(*id)
         case _: sys.exit(__doc__)

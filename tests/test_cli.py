@@ -84,7 +84,7 @@ def test_masked_pretraining_and_its_continuation(data, tmp_path, objective, figu
     assert m['valid_loss']<m['valid_loss_before'] and all(0<=m[k]<=1 for k in figures) and 'valid_bpb' not in m
     run(*args, '--max_steps', 5, '--model', tmp_path/'a', '--out', tmp_path/'b')
     assert metrics(tmp_path/'b')['valid_loss_before']==pytest.approx(m['valid_loss'], rel=1e-4)
-    assert 'causal' in run('generate', '--model', tmp_path/'a', '--prompt', 'Alice', code=2)
+    assert 'both sides' in run('generate', '--model', tmp_path/'a', '--prompt', 'Alice', code=2)
     assert '--keep' in run(*args, '--keep', data/'text/alice.txt', '--out', tmp_path/'c', code=2)
 
 def test_tour(tmp_path):

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import (AutoModelForQuestionAnswering, AutoModelForSequenceClassification, BertConfig, DistilBertConfig,
                           PreTrainedTokenizerFast, RobertaConfig)
 
+import lmft.adapters
 from lmft.batches import train_tokenizer
 from lmft.core import BadRecord, LmftError, set_seed
 from lmft.extraction import (EntityF1, answer_questions, entity_f1, ner_dls, ner_examples, predict_tags, qa_dls,
@@ -215,24 +216,27 @@ def test_body_is_loaded_and_saved_whole(arch, head, plain, tmp_path):
     assert not info['missing_keys'] and not info['unexpected_keys']
     for a,b in zip(load_model(tmp_path/'tuned', head).state_dict().values(), again.state_dict().values()): assert torch.equal(a, b)
 
+tasks = dict(rows=(lambda m: classify_examples(rows, tok, m), lambda: label_config(labels_of(rows))),
+             tokens=(lambda m: ner_examples(tagged, tok, m), lambda: label_config(tags_of(tagged))),
+             spans=(lambda m: qa_examples(asked, tok, m, 64, 24), dict))
+
+@pytest.mark.parametrize('method', ['lora', 'seq_adapter', 'par_adapter', 'prefix', 'prompt'])
 @pytest.mark.parametrize('arch', ['llama', 'bert'])
-def test_adapter_keeps_head_and_labels(arch, tmp_path):
+@pytest.mark.parametrize('head', tasks)
+def test_adapter_keeps_head_and_labels(method, arch, head, tmp_path):
+    "A new head and a pooler are trained and saved with the adapter, and the labels are known again"
     save_model(model_of(arch, 'masked' if arch=='bert' else 'causal'), tok, tmp_path/'base')
-    def saved(m, name, exs):
-        save_model(m, tok, tmp_path/name)
-        again = load_model(tmp_path/name, dict(rows='rows', spans='spans', tokens='tokens')[name])
-        for a,b in zip(predict(again, tok, exs), predict(m, tok, exs)): assert torch.allclose(a, b, atol=1e-5)
-        return again
-    m = load_model(tmp_path/'base', 'rows', **label_config(labels_of(rows)))
-    learn = tune_learner(classify_dls(rows, rows, tok, m, bs=8, device='cpu'), m, 'lora')
-    with learn.no_bar(), learn.no_logging(): learn.fit_cos(steps=3)
-    again = saved(learn.model.hf, 'rows', classify_examples(rows, tok, m))
-    assert set(predict_labels(again, tok, texts))<=set('abc')
-    m = load_model(tmp_path/'base', 'spans')
-    dls = qa_dls(asked, asked, tok, m, 64, 24, bs=8, device='cpu')
-    learn = tune_learner(dls, m, 'lora')
-    with learn.no_bar(), learn.no_logging(): learn.fit_cos(steps=3)
-    saved(learn.model.hf, 'spans', qa_examples(asked, tok, m, 64, 24))
+    build,config = tasks[head]
+    m = load_model(tmp_path/'base', head, **config())
+    names,exs = dict(m.config.id2label),build(m)
+    learn = tune_learner(row_dls(exs, exs, tok, 64, bs=8, device='cpu'), m, method)
+    with learn.no_bar(), learn.no_logging(): learn.fit_cos(steps=2)
+    save_model(learn.model.hf, tok, tmp_path/'adapter')
+    again = load_model(tmp_path/'adapter', head)
+    assert head=='spans' or again.get_base_model().config.id2label==names
+    truth = predict(learn.model.hf, tok, exs)
+    for a,b in zip(predict(again, tok, exs), truth): assert torch.equal(a, b)
+    for a,b in zip(predict(again, tok, exs[::-1], bs=5)[::-1], truth): assert torch.allclose(a, b, atol=1e-5)
 
 @pytest.mark.parametrize('method', ['full', 'last:1', 'head', 'gradual', 'lora'])
 def test_masked_models_learn_by_every_method(method):

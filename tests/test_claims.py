@@ -1,0 +1,21 @@
+"The ledger of claims and what `make claims` runs"
+import json, re
+import pytest
+from chores import claim_pages, root
+
+ledger = sorted((root/'nbs/claims').glob('*.json'))
+
+@pytest.mark.parametrize('path', ledger, ids=lambda p: p.stem)
+def test_ledger(path):
+    row = json.loads(path.read_text())
+    assert row['id'] == path.stem
+    assert len(claim_pages(path.stem)) == 1, 'one lesson measures a claim'
+    assert len(row['values']) in (1, 3) and min(row['values']) <= row['mean'] <= max(row['values'])
+
+def test_pages_of_claims():
+    assert claim_pages('wrong-labels-still-format') == ['nbs/13_prompting.ipynb']
+    assert set(claim_pages()) >= {'nbs/13_prompting.ipynb'}
+    with pytest.raises(SystemExit, match='no lesson holds the claim no-such-claim'): claim_pages('no-such-claim')
+
+def test_make_claims():
+    assert re.search(r'^claims:.*\n\t.*chores\.py claims \$\(ID\)$', (root/'Makefile').read_text(), flags=re.M)
