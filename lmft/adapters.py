@@ -11,7 +11,7 @@ Docs: https://lmft-org.github.io/lmft/adapters.html.md"""
 
 # %% auto #0
 __all__ = ['sublayer_ends', 'feed_forward', 'Kind', 'BottleneckConfig', 'BottleneckLayer', 'BottleneckModel', 'disabled',
-           'load_beside', 'switch', 'mix']
+           'load_beside', 'switch', 'blend']
 
 # %% ../nbs/11_adapters.ipynb #8831f4b1
 from contextlib import contextmanager
@@ -168,10 +168,10 @@ def switch(
         for n,prompt in model.prompt_encoder.items(): prompt.requires_grad_(trained and n==name)
 
 # %% ../nbs/11_adapters.ipynb #13838b9b
-def mix(
+def blend(
     model,           # Model with several LoRA adapters
     weights:dict,    # Name → weight
-    name:str='mix',  # What the sum will be called; it becomes the active one
+    name:str='blend',  # What the sum will be called; it becomes the active one
 ):
     "Add LoRA adapters up, weighted and exact"
     try: model.add_weighted_adapter(list(weights), list(weights.values()), name, combination_type='cat')

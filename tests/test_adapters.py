@@ -2,7 +2,7 @@
 import pytest, torch
 
 import lmft.adapters                                                           # registers the methods
-from lmft.adapters import disabled, load_beside, mix, switch
+from lmft.adapters import blend, disabled, load_beside, switch
 from lmft.batches import lm_dls, make_batch, text_example, train_tokenizer
 from lmft.core import LmftError, set_seed
 from lmft.doctor import examine
@@ -139,7 +139,7 @@ def test_switch(bases, tmp_path, arch, head, method):
     switch(more, 'b')
     assert count_params(more)['trainable_params'] == own
     if method!='lora:4':
-        with pytest.raises(LmftError, match='cannot be added'): mix(model, dict(default=1., b=1.))
+        with pytest.raises(LmftError, match='cannot be added'): blend(model, dict(default=1., b=1.))
         with pytest.raises(LmftError, match='cannot be merged'): merge_adapter(model, inputs['input_ids'])
 
 @each_causal
