@@ -266,6 +266,8 @@ def make_batch(
     n,keep = [len(c[0]) for c in cells],y!=-100
     inputs = dict(input_ids=ids, position_ids=pos, keep=keep, n_tokens=torch.tensor(sum(n)))
     if not packed: inputs['attention_mask'] = torch.stack([fill(torch.ones(k, dtype=torch.long), 0) for k in n])
+    if 'token_type_ids' in rows[0][0]:
+        inputs['token_type_ids'] = torch.stack([fill(torch.cat([e['token_type_ids'] for e in r]), 0) for r in rows])
     return inputs, y[keep]
 
 # %% ../nbs/03_batches.ipynb #6755ace9
@@ -363,6 +365,7 @@ def lm_dls(
     bs:int=8,            # Rows of a (micro-)batch
     n_acc:int=1,         # Micro-batches of a step
     packed:bool=True,    # Pack examples into rows; else one a row, like lengths together
+    shift:bool=True,     # Predict the next token; False: labels stand at the token itself
     seed:int=0,          # Decides the order of rows
     device=None,         # Where batches go; None: a GPU if there is one
 ) -> DataLoaders:
@@ -373,7 +376,7 @@ def lm_dls(
         if not packed: return [[e] for e in exs]
         return [[exs[i] for i in r] for r in pack([len(e['input_ids']) for e in exs], seq_len)]
     device = device or pick_device()
-    kw = dict(tok=tok, bs=bs, packed=packed, by_length=not packed, device=device, seed=seed)
+    kw = dict(tok=tok, bs=bs, packed=packed, shift=shift, by_length=not packed, device=device, seed=seed)
     return DataLoaders(LMDL(rows(train), n_acc=n_acc, shuffle=True, **kw), LMDL(rows(valid), **kw), device=device)
 
 # %% ../nbs/03_batches.ipynb #a3e7c25d

@@ -361,19 +361,21 @@ def _precision(precision, device, model=None):
         yield 'trainable weights are in half precision, where small updates are rounded away; load the model in float32'
 
 # %% ../nbs/08_doctor.ipynb #5a413455
+_rates = {**dict.fromkeys(('full', 'last', 'gradual', 'head'), (5e-4, 2e-5)), 'lora': (3e-3, 2e-4),    # tiny, large
+          'seq_adapter': (5e-3, 2e-4), 'par_adapter': (1e-2, 2e-4), 'prefix': (3e-2, 1e-2), 'prompt': (3e-2, 1e-2)}
+
 def usual_lr(
     model,       # Model, for its size
     method:str,  # What is trained, as in `lmft.models.trainable`
-) -> float:      # None for methods whose rates were not measured
-    "A rate that trains: higher for models below 50 million parameters, higher for LoRA"
+) -> float:      # As measured in lessons 08 and 11 for tiny models; as is usual in the field for large ones
+    "A rate that trains: higher for models below 50 million parameters, higher for adapters"
     small,name = count_params(model)['total_params']<5e7,method.partition(':')[0]
-    if name in ('full', 'last', 'gradual', 'head'): return 5e-4 if small else 2e-5
-    return {'lora': 3e-3 if small else 2e-4}.get(name)
+    return _rates[name][0 if small else 1]
 
 @check('learning rate', fault=False)
 def _rate(lr, method, model):
     usual = usual_lr(model, method)
-    if usual and not usual/30<=lr<=usual*30:
+    if not usual/30<=lr<=usual*30:
         yield f"a rate of {lr:g} is {'high' if lr>usual else 'low'} for method '{method}' and a model of this size; {usual:g} is usual"
 
 # %% ../nbs/08_doctor.ipynb #9488f60c
@@ -426,7 +428,8 @@ def doctor(
     known = dict(train=train, valid=valid)
     if model is None: return examine(**known)
     tok,net = load_tokenizer(model),trainable(load_model(model), method)
-    known |= dict(tok=tok, model=net, method=method, lr=lr, precision=precision, device=pick_device(device), packed=True)
+    known |= dict(tok=tok, model=net, method=method, lr=lr, precision=precision, device=pick_device(device))
+    known['packed'] = all(set(r)<={'text', 'continues'} for r in train)            # answers are padded
     try: exs = [_examples(rs, tok, seq_len, full_loss, on_bad, bad) for rs in (train, valid)]
     except LmftError:
         if faults := [f for f in examine(**known) if f.fault]: return faults

@@ -61,6 +61,7 @@ class HFModel(nn.Module):
         self.hf,self.amp = hf,None                              # amp: dtype of matrix products, set by `Precision`
         self.causal = any(getattr(m, 'is_causal', False) for m in base.modules())
         self.per_row = type(base).__name__.endswith('ForSequenceClassification')
+        self.spans = type(base).__name__.endswith('ForQuestionAnswering')
         self.first = _first_position(base)
 
     def forward(self, batch):
@@ -77,6 +78,7 @@ class HFModel(nn.Module):
 # %% ../nbs/05_learner.ipynb #c6ff532e
 @patch
 def _logits(self:HFModel, b, keep):
+    if self.spans: return self._ends(self.hf(**b), b['attention_mask'])
     head = head_of(self.hf)
     def kept(h): return h[:, -keep.shape[1]:][keep]                                   # a soft prompt stands before
     if self.per_row:
@@ -87,6 +89,15 @@ def _logits(self:HFModel, b, keep):
         return head(seen[0])
     with head.register_forward_pre_hook(lambda m,args: (kept(args[0]),)): out = self.hf(**b)
     return out.logits if 'logits' in out else (out.prediction_logits, out.seq_relationship_logits)
+
+# %% ../nbs/05_learner.ipynb #4600805d
+@patch
+def _ends(self:HFModel, out, mask):
+    "Logits of where spans start and end, two lines a row, over the places of its own tokens; (2 × rows, tokens)"
+    T,both = mask.shape[1],lambda t: t[:,None].expand(-1, 2, -1)
+    places = both(mask.argsort(dim=1, descending=True, stable=True))                        # padding comes last
+    ends = torch.stack([out.start_logits, out.end_logits], 1)[..., -T:].float()             # without a soft prompt
+    return ends.gather(2, places).masked_fill(both(mask).gather(2, places)==0, -1e4).flatten(0, 1)
 
 # %% ../nbs/05_learner.ipynb #15e0f279
 class TermLoss:

@@ -10,8 +10,8 @@ Docs: https://lmft-org.github.io/lmft/models.html.md"""
 
 # %% auto #0
 __all__ = ['sizes', 'archs', 'heads', 'methods', 'attention_layers', 'new_config', 'new_model', 'count_params', 'save_model',
-           'load_model', 'base_of', 'blocks_of', 'virtual_tokens', 'head_of', 'method', 'trainable', 'add_adapter',
-           'merge_adapter']
+           'load_model', 'base_of', 'blocks_of', 'virtual_tokens', 'head_of', 'new_modules', 'method', 'trainable',
+           'add_adapter', 'merge_adapter']
 
 # %% ../nbs/04_models.ipynb #d1ad656a
 import re, sys
@@ -25,8 +25,9 @@ import torch
 import transformers
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForPreTraining,
-                          AutoModelForSequenceClassification, AutoModelForTokenClassification)
+from transformers import (AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForPreTraining,
+                          AutoModelForQuestionAnswering, AutoModelForSequenceClassification,
+                          AutoModelForTokenClassification)
 from transformers.pytorch_utils import Conv1D
 
 if not sys.stderr.isatty(): transformers.utils.logging.disable_progress_bar()    # quiet in a pipe
@@ -61,9 +62,9 @@ def new_config(
     return AutoConfig.for_model(arch, **{**archs[arch](**sizes[size], seq_len=seq_len), **ids, **kwargs})
 
 # %% ../nbs/04_models.ipynb #86fa3823
-heads = dict(causal=AutoModelForCausalLM, masked=AutoModelForMaskedLM,
+heads = dict(body=AutoModel, causal=AutoModelForCausalLM, masked=AutoModelForMaskedLM,
              tokens=AutoModelForTokenClassification, rows=AutoModelForSequenceClassification,
-             **{'masked+nsp': AutoModelForPreTraining})
+             spans=AutoModelForQuestionAnswering, **{'masked+nsp': AutoModelForPreTraining})
 
 def _head(name):
     if name not in heads: raise LmftError(f"head '{name}' is unknown; use one of {', '.join(heads)}")
@@ -99,6 +100,7 @@ def save_model(
     "Write weights (safetensors), configuration and tokenizer as one folder, atomically"
     with atomic_path(path) as tmp:
         model.save_pretrained(tmp)
+        if isinstance(model, PeftModel) and new_modules(model): base_of(model).config.save_pretrained(tmp)  # its labels
         tok.save_pretrained(tmp)
 
 # %% ../nbs/04_models.ipynb #720b69c2
@@ -127,8 +129,12 @@ def _load_whole(path, head, **kwargs):
     missing = sorted(info['missing_keys'])
     def is_new(n):
         inner = n.startswith(model.base_model_prefix+'.') and 'pooler' not in n
-        return not inner and (head in ('tokens', 'rows') or head=='masked+nsp' and 'predictions' not in n)
+        return not inner and (head in ('tokens', 'rows', 'spans') or head=='masked+nsp' and 'predictions' not in n)
     lost = [n for n in missing if not is_new(n)]
+    if lost and head=='spans':                                # 🤗 names the body otherwise in some models for spans
+        body,info = _from_pretrained(path, 'body', **kwargs)
+        lost = sorted(info['missing_keys'])
+        setattr(model, model.base_model_prefix, body)
     if lost: raise LmftError(f'{path}: this checkpoint has no weights for {lost[0]} and {len(lost)-1} more; '
                              f'it was not saved from a {head} model')
     if head=='causal' and not any(getattr(m, 'is_causal', False) for m in model.modules()):
@@ -138,7 +144,7 @@ def _load_whole(path, head, **kwargs):
 # %% ../nbs/04_models.ipynb #15457580
 def load_model(
     path,                  # Folder written by `save_pretrained`, adapter folder, or hub name
-    head:str='causal',     # Name in `heads`; 'tokens', 'rows' and the nsp of 'masked+nsp' may start anew
+    head:str='causal',     # Name in `heads`; 'tokens', 'rows', 'spans' and the nsp of 'masked+nsp' may start anew
     train_adapter=False,   # An adapter's weights may move
     **kwargs               # Settings, such as `num_labels` or `attn_implementation`
 ):
@@ -152,6 +158,7 @@ def load_model(
     except KeyError as e: raise LmftError(f'{path}: the kind of adapter {e} is unknown; import lmft.adapters first') from e
     base = config.base_model_name_or_path
     if not base: raise LmftError(f'{path}: the adapter does not say which base model it belongs to')
+    if (local/'config.json').exists(): kwargs = dict(id2label=AutoConfig.from_pretrained(path).id2label, **kwargs)
     soft = config.is_prompt_learning                                   # peft refuses to train those further
     model = PeftModel.from_pretrained(_load_whole(base, head, **kwargs), path, is_trainable=train_adapter and not soft)
     for n,p in model.named_parameters():
@@ -174,11 +181,20 @@ def virtual_tokens(model) -> int:
 
 # %% ../nbs/04_models.ipynb #247b325a
 def head_of(model):
-    "The last linear layer: to the vocabulary, or to labels"
+    "The last layer: to the vocabulary, to labels, or to the ends of a span"
     base = base_of(model)
-    head = base.get_output_embeddings() or getattr(base, 'score', None) or getattr(base, 'classifier', None)
+    named = (getattr(base, n, None) for n in ('score', 'classifier', 'qa_outputs'))
+    head = base.get_output_embeddings() or next((m for m in named if m is not None), None)
     if head is None: raise LmftError(f'{type(base).__name__} has no head that lmft knows')
     return head
+
+# %% ../nbs/04_models.ipynb #2fd582ed
+def new_modules(model) -> list:
+    "Names of the modules that a labelled model has beyond the body it was pretrained as: its head, and a pooler"
+    base = base_of(model)
+    if not type(base).__name__.endswith(('Classification', 'QuestionAnswering')): return []
+    outer = [n for n,m in base.named_children() if m is not base.base_model and any(True for _ in m.parameters())]
+    return outer+[n for n,_ in base.named_modules() if n.split('.')[-1]=='pooler']
 
 # %% ../nbs/04_models.ipynb #65370389
 methods = {}
@@ -217,10 +233,10 @@ def _full(model, arg):
 @method('head')
 def _head_only(model, arg):
     _no_arg('head', arg)
-    if head_of(model).weight is base_of(model).get_input_embeddings().weight:
+    if getattr(head_of(model), 'weight', None) is base_of(model).get_input_embeddings().weight:
         raise LmftError("method 'head': the head is tied to the token vectors and cannot be trained alone; use last:1")
     model.requires_grad_(False)
-    head_of(model).requires_grad_(True)
+    for m in [head_of(model), *map(model.get_submodule, new_modules(model))]: m.requires_grad_(True)
     return model
 
 # %% ../nbs/04_models.ipynb #efd96a51
@@ -245,9 +261,10 @@ def add_adapter(
     "The model with a new adapter, which alone is trained, along with a head for labels and the pooler below it"
     kind = type(model).__name__
     if isinstance(model, PeftModel): raise LmftError('the model has an adapter already; merge it, or load the base')
-    tasks = dict(ForSequenceC='SEQ_CLS', ForTokenC='TOKEN_CLS', ForCausalLM='CAUSAL_LM', LMHead='CAUSAL_LM')
+    tasks = dict(ForSequenceC='SEQ_CLS', ForTokenC='TOKEN_CLS', ForQuestion='QUESTION_ANS', ForCausalLM='CAUSAL_LM',
+                 LMHead='CAUSAL_LM')
     config.task_type = next((t for k,t in tasks.items() if k in kind), config.task_type)
-    if config.task_type=='SEQ_CLS' and getattr(model.base_model, 'pooler', None): config.modules_to_save = ['pooler']
+    if new := new_modules(model): config.modules_to_save = new
     try: return get_peft_model(model, config)
     except ValueError as e:
         raise LmftError(f'{config.peft_type.value} does not go with {kind}: {str(e).splitlines()[0]}') from e

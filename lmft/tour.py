@@ -18,16 +18,22 @@ from pathlib import Path
 from .core import LmftError, atomic_write, set_seed
 import pandas as pd
 import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 from matplotlib.figure import Figure
 
 from .batches import fit_length, lm_dls, sft_examples
 from .callbacks import StepLog
 from .doctor import usual_lr
+from .finetuning import classify_dls, label_config, labels_of, predict_labels, tune_learner
 from .generation import generate
 from .learner import lm_learner
-from .models import count_params, merge_adapter, trainable
+from .models import count_params, load_model, merge_adapter, save_model, trainable
 from .pretraining import pretrain_base, recall
+from .prompting import draw_examples, few_shot, respond
 from .world.facts import World, ask, asked
+from .world.tasks import labelled_rows, score, task_rows
 
 # %% ../nbs/19_tour.ipynb #a82ffd42
 def question_rows(
@@ -101,8 +107,8 @@ _sizes = dict(smoke=(dict(n_words=20_000, steps=20), 5), cpu=({}, 150),       # 
 
 class _Trip:
     "What the stages of a tour share: settings, models made so far, the page and the figures"
-    def __init__(self, size, seed):
-        self.size,self.seed,self.world,self.metrics = size,seed,World(0),{}
+    def __init__(self, size, out, seed):
+        self.size,self.out,self.seed,self.world,self.metrics = size,Path(out),seed,World(0),{}
         self.page = Report('lmft: from random weights to a model that answers')
         self.known = self.world.now(frequent=True)
         if size not in _sizes: raise LmftError(f"size '{size}' is unknown; use {', '.join(_sizes)}")
@@ -129,6 +135,7 @@ def _pretraining(t):
     log = StepLog(10)
     learn,t.tok = pretrain_base(t.world, seed=t.seed, cbs=[log], **t.recipe)
     t.base = learn.model.hf
+    save_model(t.base, t.tok, t.out/'base')
     share = recall(t.base, t.tok, t.known)
     last = log.rows[-1]
     t.metrics |= dict(pretrain_loss=last['valid_loss'], pretrain_bpb=last['bpb'], pretrain_tokens=last['tokens'],
@@ -182,14 +189,47 @@ def _merging(t):
     t.page.add('Merging the adapter', 'LoRA added into the weights gives the same model without extra work: '
                f"largest difference of a logit {diff['max_logit_diff']:.1e}, KL {diff['kl']:.1e}.")
 
+# %% ../nbs/19_tour.ipynb #199de975
+@stage
+def _classifying(t):
+    train,test = (labelled_rows(t.world, 'film_review', 400, split) for split in ('train', 'test'))
+    x,y,labels = [r['text'] for r in test],[r['label'] for r in test],labels_of(train)
+    words = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit([r['text'] for r in train], [r['label'] for r in train])
+    shares = {'always the most frequent class': max(map(y.count, labels))/len(y), 'TF-IDF and logistic regression': words.score(x, y)}
+    for method in ('head', 'full'):
+        set_seed(t.seed)
+        model = load_model(t.out/'base', 'rows', **label_config(labels)).to(t.base.device)
+        learn = tune_learner(classify_dls(train, test, t.tok, model, bs=32), model, method)
+        learn.fit_cos(steps=t.steps)
+        said = predict_labels(learn.model.hf, t.tok, x)
+        shares[f'{method} tuned'] = sum(a==b for a,b in zip(said, y))/len(y)
+        t.metrics[f'sentiment_{method}'] = shares[f'{method} tuned']
+    t.metrics['sentiment_baseline'] = shares['TF-IDF and logistic regression']
+    t.page.add('Tuning for a task', f'Is an opinion on a film positive or negative? {len(train)} labelled ones, {len(test)} to judge:',
+               pd.DataFrame(shares.items(), columns=['by', 'right']))
+
+# %% ../nbs/19_tour.ipynb #d245dd83
+@stage
+def _prompting(t):
+    test,pool = (task_rows(t.world, 'film_review', n, split) for n,split in ((100, 'test'), (200, 'train')))
+    rows = []
+    for k in (0, 4):
+        shown = draw_examples(test, pool, k, t.seed)
+        said = respond(t.base, t.tok, test, shown)
+        rows.append(dict(examples=k, right=sum(map(score, test, said))/len(test)))
+        t.metrics[f'prompt_{k}_shots'] = rows[-1]['right']
+    t.page.add('Prompting without training', 'The same question put to the base model as text, with none and with four solved '
+               'examples; a model as small as this one learns little from examples:', f'{few_shot(test[0], shown[0])}', pd.DataFrame(rows))
+
 # %% ../nbs/19_tour.ipynb #06520e1f
 def tour(
     size:str='cpu',  # 'smoke' (everything touched, nothing learned), 'cpu' or 'gpu'
-    out='out/tour',  # Folder that gets report.html and metrics.json
+    out='out/tour',  # Folder that gets report.html, metrics.json and base/, the pretrained model
     seed:int=0,      # Seed of text, weights, order and samples
 ) -> dict:           # The figures
     "Every stage in turn on the tiny world; the page and the figures are written at the end, atomically"
-    trip,start = _Trip(size, seed),time.perf_counter()
+    trip,start = _Trip(size, out, seed),time.perf_counter()
+    trip.out.mkdir(parents=True, exist_ok=True)
     for name,f in stages.items():
         begun = time.perf_counter()
         if sys.stderr.isatty(): print(f'── {name.replace("_", " ")}', file=sys.stderr)
@@ -198,8 +238,6 @@ def tour(
     trip.metrics['seconds'] = time.perf_counter()-start
     rows = [(k, f'{v:,.4g}' if isinstance(v, float) else f'{v:,}') for k,v in trip.metrics.items()]
     trip.page.add('All figures', pd.DataFrame(rows, columns=['figure', 'value']))
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out/'report.html') as f: f.write(str(trip.page))
-    with atomic_write(out/'metrics.json') as f: json.dump(trip.metrics, f, indent=1)
+    with atomic_write(trip.out/'report.html') as f: f.write(str(trip.page))
+    with atomic_write(trip.out/'metrics.json') as f: json.dump(trip.metrics, f, indent=1)
     return trip.metrics

@@ -87,6 +87,55 @@ def test_masked_pretraining_and_its_continuation(data, tmp_path, objective, figu
     assert 'both sides' in run('generate', '--model', tmp_path/'a', '--prompt', 'Alice', code=2)
     assert '--keep' in run(*args, '--keep', data/'text/alice.txt', '--out', tmp_path/'c', code=2)
 
+@pytest.fixture(scope='module')
+def bert(tmp_path_factory, base, data):
+    "A masked model pretrained for a few steps on the same book"
+    out = tmp_path_factory.mktemp('bert')/'run'
+    run('pretrain', '--data', data/'text/time_machine.txt', '--objective', 'mlm', '--seq_len', 64, '--max_steps', 30, '--out', out)
+    return out
+
+@pytest.mark.parametrize('kind', ['causal', 'masked'])
+@pytest.mark.parametrize('task, name, figures, args', [
+    ('classify', 'sentiment/sst2_dev.jsonl', ['accuracy', 'macro_f1'], ['--method', 'gradual']),
+    ('classify', 'sentiment/goemotions_group_dev.jsonl', ['accuracy', 'macro_f1'], ['--method', 'lora']),
+    ('ner', 'ner/wnut17train.conll', ['entity_f1'], []),
+    ('qa', 'qa/xquad_en_dev.json', ['exact_match', 'f1'], ['--method', 'last:1'])])
+def test_finetuning_on_real_data(request, data, tmp_path, kind, task, name, figures, args):
+    "Each task trains on a real set, from both kinds of model, and leaves its figures and a model that says its labels"
+    model = request.getfixturevalue('base' if kind=='causal' else 'bert')
+    run('finetune', '--task', task, '--data', data/name, '--model', model, '--max_steps', 6, '--bs', 4, '--valid', '0.02', '--out', tmp_path/'new', *args)
+    m = metrics(tmp_path/'new')
+    assert all(0<=m[k]<=1 for k in figures) and m['steps']==6 and m['trainable_params']<=m['total_params']
+    assert ('lora' in args or args==[]) or m['trainable_params']<m['total_params'] or 'gradual' in args
+
+def test_finetuning_that_writes(base, data, tmp_path):
+    "An answer that a causal model writes, and a text in a style"
+    run('finetune', '--task', 'qa', '--generative', '--data', data/'qa/xquad_en_dev.json', '--model', base, '--max_steps', 3, '--bs', 2, '--valid', '0.01', '--seq_len', 640, '--out', tmp_path/'qa')
+    assert {'exact_match', 'f1', 'valid_bpb'}<=set(metrics(tmp_path/'qa'))
+    run('finetune', '--task', 'generate', '--data', data/'text/tinyshakespeare.txt', '--model', base, '--method', 'prefix', '--max_steps', 3, '--out', tmp_path/'style')
+    assert metrics(tmp_path/'style')['trainable_params']<metrics(tmp_path/'style')['total_params']/10
+    assert run('generate', '--model', tmp_path/'style', '--prompt', 'ROMEO:', '--max_new_tokens', 3).startswith('ROMEO:')
+
+@pytest.mark.parametrize('task, name', [('classify', 'label_out_of_range.jsonl'), ('ner', 'ragged_columns.conll'), ('qa', 'squad_bad_offsets.json')])
+def test_broken_labels_are_refused(base, data, tmp_path, task, name):
+    assert name in run('finetune', '--task', task, '--data', data/'broken'/name, '--model', base, '--out', tmp_path/'new', code=2)
+    assert not (tmp_path/'new').exists()
+
+def test_tasks_refuse_what_is_not_theirs(base, data, tmp_path):
+    args = ['finetune', '--model', base, '--out', tmp_path/'new', '--data', data/'sentiment/sst2_dev.jsonl']
+    assert 'tokens' in run(*args, '--task', 'ner', code=2)
+    assert '--task' in run(*args, '--task', 'summarise', code=2)
+    assert '--generative' in run(*args, '--task', 'classify', '--generative', code=2)
+
+@pytest.mark.parametrize('method', ['prefix:4', 'prompt:4', 'seq_adapter:4', 'par_adapter:4'])
+def test_sft_with_each_adapter(base, data, tmp_path, method):
+    "Tuned, answered from, merged or refused with the reason"
+    run('sft', '--data', data/'instruct/gsm8k_alpaca_dev.jsonl', '--model', base, '--method', method, '--max_steps', 3, '--bs', 2, '--seq_len', 256, '--valid', '0.02', '--out', tmp_path/'a')
+    m = metrics(tmp_path/'a')
+    assert m['trainable_params']<m['total_params']/10
+    assert run('chat', '--model', tmp_path/'a', '--prompt', 'Hi', '--max_new_tokens', 2)
+    assert 'merged' in run('merge', '--model', tmp_path/'a', '--out', tmp_path/'b', code=2) and not (tmp_path/'b').exists()
+
 def test_tour(tmp_path):
     "The smallest tour leaves a page that loads nothing from elsewhere, and its figures; it can be run again over itself"
     run('tour', '--size', 'smoke', '--out', tmp_path/'tour')
