@@ -43,8 +43,9 @@ def draw_examples(
     "`k` solved examples for each row, drawn from the rows of its task"
     rng,by_task,out = random.Random(seed),{},[]
     for r in pool: by_task.setdefault(r.get('task'), []).append(r)
+    def question(r): return r['input'] or r['instruction']
     for r in rows:
-        others = [e for e in by_task.get(r.get('task'), []) if few_shot(e)!=few_shot(r)]
+        others = [e for e in by_task.get(r.get('task'), []) if question(e)!=question(r)]
         if len(others)<k: raise LmftError(f"task '{r.get('task')}' has {len(others)} rows to show; {k} were asked for")
         out.append(rng.sample(others, k))
     return out
