@@ -14,7 +14,7 @@ __all__ = ['Recipe', 'bases', 'mask_tokens', 'pieces', 'mlm_examples', 'nsp_exam
            'mix']
 
 # %% ../nbs/10_pretraining.ipynb #cb4d9f04
-import hashlib, inspect, json, os, random, re
+import hashlib, importlib, inspect, json, os, random, re
 from collections import namedtuple
 from functools import lru_cache
 from pathlib import Path
@@ -281,7 +281,8 @@ def base_dir(
 ) -> Path:
     "Where a base model is kept, under `$LMFT_CACHE` or ~/.cache/lmft, by a hash of all that decides what it becomes"
     if kind not in bases: raise LmftError(f"base '{kind}' is unknown; use {', '.join(bases)}")
-    code = facts,documents,batches,models,learner,pretrain_base,MaskedDL,mask_tokens,pieces
+    me = importlib.import_module('lmft.pretraining')               # a notebook's own functions have no source file
+    code = facts,documents,batches,models,learner,me.pretrain_base,me.MaskedDL,me.mask_tokens,me.pieces
     key = hashlib.sha256(repr((kind, seed, bases[kind], [*map(inspect.getsource, code)])).encode()).hexdigest()[:12]
     return Path(os.environ.get('LMFT_CACHE', Path.home()/'.cache'/'lmft'))/f'{kind}-{seed}-{key}'
 
