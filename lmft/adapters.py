@@ -18,11 +18,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any, Literal, Optional, Union   # peft's annotations, which the site evaluates here
 
 from .core import LmftError
 from .models import add_adapter, base_of, method, virtual_tokens
 from peft import (PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig, PrefixTuningConfig,
-                  PromptTuningConfig, PromptTuningInit, TaskType)
+                  PeftType, PromptTuningConfig, PromptTuningInit, TaskType)
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn

@@ -48,7 +48,7 @@ _sample = dict(
     top_p=(float, 1., 'draw among the tokens that have this probability together'),
     seed=_out['seed'], device=_out['device'])
 
-_methods = 'full, last:N, lora[:R], prefix[:N], prompt[:N], seq_adapter[:R] or par_adapter[:R]'
+_methods = 'full, last:N, gradual, lora[:R], prefix[:N], prompt[:N], seq_adapter[:R] or par_adapter[:R]'
 options = dict(
     pretrain=dict(_train, model=(str, 'tiny', 'tiny, small, or a model whose pretraining goes on'),
                   objective=(str, 'clm', 'clm, mlm or mlm+nsp'),
@@ -56,7 +56,7 @@ options = dict(
                   vocab_size=(int, 4096, 'tokens of a new tokenizer'),
                   keep=(list, [], 'text whose loss is watched for forgetting')),
     finetune=dict(_train, model=(str, None, 'causal or masked model to tune'),
-                  method=(str, 'full', 'gradual, head, '+_methods),
+                  method=(str, 'full', 'head, '+_methods),
                   task=(str, None, 'classify, ner, qa or generate'),
                   generative=(bool, False, 'qa: a causal model writes the answer')),
     sft=dict(_train, model=(str, None, 'model to tune'), method=(str, 'full', _methods),
@@ -173,10 +173,11 @@ def _config(o, device, precision, lr):
 
 # %% ../nbs/20_cli.ipynb #d734508d
 def _run(o, out, device, precision, model, tok, dls, lr, bad, extra, keep_dl=None, loss_func=None, metrics=None,
-         cbs=(), after=None):
+         after=None):
     "Train, and leave model/, metrics.json, log.jsonl, config.json and loss.png in `out`"
     from lmft.callbacks import JsonLines, StepLog, mixed_precision, wandb_run
     from lmft.core import atomic_write
+    from lmft.finetuning import method_cbs
     from lmft.learner import BitsPerByte, lm_learner, token_loss
     from lmft.models import count_params, save_model
     config = _config(o, device, precision, lr)
@@ -187,16 +188,16 @@ def _run(o, out, device, precision, model, tok, dls, lr, bad, extra, keep_dl=Non
     run = wandb_run(config, out) if o['log']=='wandb' else None
     steps = o['max_steps'] or len(dls.train)*o['epochs']
     log = StepLog(10 if steps>50 else 1, [JsonLines(out/'log.jsonl'), *([run] if run else [])])
+    own = [cb() for name,cb in method_cbs.items() if name==o.get('method', '').partition(':')[0]]
     learn = lm_learner(dls, model, loss_func or token_loss, BitsPerByte(tok) if metrics is None else metrics, lr,
-                       cbs=[*mixed_precision(precision), log, *cbs])
+                       cbs=[*mixed_precision(precision), log, *own])
     names = ['valid_loss', *('valid_bpb' if m.name=='bpb' else m.name for m in learn.metrics)]
     metrics = {f'{k}_before': v for k,v in zip(names, learn.validate())}
     if keep_dl: metrics['keep_bpb_before'] = learn.validate(dl=keep_dl)[1]
     learn.fit_cos(o['epochs'], steps=o['max_steps'])
     if keep_dl: metrics['keep_bpb_after'] = learn.validate(dl=keep_dl)[1]
-    if after: metrics |= after()
-    last = log.rows[-1]
-    metrics |= {k: last[k.replace('valid_bpb', 'bpb')] for k in names}
+    last,metrics = log.rows[-1],metrics | (after() if after else {})
+    metrics |= {k: last[k.replace('valid_bpb', 'bpb')] for k in names if k not in metrics}
     metrics |= dict(train_loss=last['loss'], steps=last['step'], tokens=last['tokens'],
                     tokens_per_s=last['tokens']/log.seconds, **count_params(model), **extra)
     if o['on_bad']=='skip': metrics['bad_records'] = len(bad)
@@ -309,11 +310,14 @@ def _classify(o, path, tok, train, valid, kw):
     return model, classify_dls(train, valid, tok, model, **kw), [Accuracy(), MacroF1()], None
 
 def _ner(o, path, tok, train, valid, kw):
-    from lmft.extraction import EntityF1, ner_dls, tags_of
+    from lmft.extraction import EntityF1, entity_f1, ner_dls, predict_tags, tags_of
     from lmft.finetuning import label_config
     from lmft.models import load_model, trainable
     model = trainable(load_model(path, 'tokens', **label_config(tags_of(train))), o['method'])
-    return model, ner_dls(train, valid, tok, model, **kw), [EntityF1(model)], None
+    def score():                                                           # whole sentences, over windows
+        tags = predict_tags(model, tok, [r['tokens'] for r in valid], kw['seq_len'])
+        return dict(entity_f1=entity_f1(tags, [r['tags'] for r in valid]))
+    return model, ner_dls(train, valid, tok, model, **kw), [EntityF1(model)], score
 
 # %% ../nbs/20_cli.ipynb #69fe55eb
 def _qa(o, path, tok, train, valid, kw):
@@ -325,7 +329,8 @@ def _qa(o, path, tok, train, valid, kw):
         exs = [sft_examples([qa_prompt(r) for r in rs], tok) for rs in (train, valid)]
         def scores(): return squad_scores(write_answers(model, tok, valid), valid)
         return model, lm_dls(*exs, tok, packed=False, **kw), None, scores
-    def scores(): return squad_scores(answer_questions(model, tok, valid, kw['seq_len']), valid)
+    null = not all(r['answers']['text'] for r in train)
+    def scores(): return squad_scores(answer_questions(model, tok, valid, kw['seq_len'], null=null), valid)
     return model, qa_dls(train, valid, tok, model, **kw), [], scores
 
 def _generate(o, path, tok, train, valid, kw):
@@ -344,7 +349,6 @@ def finetune(**o):
     from lmft.batches import load_tokenizer
     from lmft.core import LmftError, set_seed
     from lmft.doctor import examine, refuse, usual_lr
-    from lmft.finetuning import method_cbs
     o = _complete('finetune', o, epochs=3, seq_len=384 if o.get('task')=='qa' else 256)
     device,precision = _check(o)
     out,path = _free(o['out'], o['overwrite']),_model_dir(o['model'])
@@ -358,8 +362,7 @@ def finetune(**o):
     model,dls,metrics,after = task(o, path, tok, train, valid, kw)
     lr = o['lr'] or usual_lr(model, o['method'])
     refuse(examine(tok=tok, model=model, method=o['method'], lr=lr, precision=precision, device=device))
-    cbs = [cb() for name,cb in method_cbs.items() if name==o['method'].partition(':')[0]]
-    return _run(o, out, device, precision, model, tok, dls, lr, bad, {}, metrics=metrics, cbs=cbs, after=after)
+    return _run(o, out, device, precision, model, tok, dls, lr, bad, {}, metrics=metrics, after=after)
 
 # %% ../nbs/20_cli.ipynb #15c20f02
 def sft(**o):

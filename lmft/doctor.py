@@ -361,13 +361,13 @@ def _precision(precision, device, model=None):
         yield 'trainable weights are in half precision, where small updates are rounded away; load the model in float32'
 
 # %% ../nbs/08_doctor.ipynb #5a413455
-_rates = {**dict.fromkeys(('full', 'last', 'gradual', 'head'), (5e-4, 2e-5)), 'lora': (3e-3, 2e-4),    # tiny, large
-          'seq_adapter': (5e-3, 2e-4), 'par_adapter': (1e-2, 2e-4), 'prefix': (3e-2, 1e-2), 'prompt': (3e-2, 1e-2)}
+_rates = {**dict.fromkeys(('full', 'last', 'gradual'), (5e-4, 2e-5)), 'head': (1e-2, 1e-3), 'lora': (3e-3, 2e-4),
+          'seq_adapter': (5e-3, 2e-4), 'par_adapter': (1e-2, 2e-4), 'prefix': (3e-2, 1e-2), 'prompt': (3e-2, 1e-2)}   # tiny, large
 
 def usual_lr(
     model,       # Model, for its size
     method:str,  # What is trained, as in `lmft.models.trainable`
-) -> float:      # As measured in lessons 08 and 11 for tiny models; as is usual in the field for large ones
+) -> float:      # As measured in lessons 08, 11 and 12 for tiny models; as is usual in the field for large ones
     "A rate that trains: higher for models below 50 million parameters, higher for adapters"
     small,name = count_params(model)['total_params']<5e7,method.partition(':')[0]
     return _rates[name][0 if small else 1]
