@@ -84,7 +84,7 @@ class Report:
         self.parts += [f'<h2>{html.escape(heading)}</h2>', *map(_as_html, shown)]
     def __str__(self):
         style = 'body{font:16px/1.5 system-ui,sans-serif;max-width:52em;margin:2em auto;padding:0 1em}' \
-                'table{border-collapse:collapse;font-size:14px}' \
+                'p{white-space:pre-wrap}table{border-collapse:collapse;font-size:14px}' \
                 'td,th{border:1px solid #ccc;padding:.2em .6em;text-align:left}'
         return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(self.title)}</title>'
                 f'<style>{style}</style><h1>{html.escape(self.title)}</h1>'+'\n'.join(self.parts)+'</html>')
