@@ -219,7 +219,7 @@ def _prompting(t):
         rows.append(dict(examples=k, right=sum(map(score, test, said))/len(test)))
         t.metrics[f'prompt_{k}_shots'] = rows[-1]['right']
     t.page.add('Prompting without training', 'The same question put to the base model as text, with none and with four solved '
-               'examples; a model as small as this one learns little from examples:', f'{few_shot(test[0], shown[0])}', pd.DataFrame(rows))
+               'examples; .5 would be guessing:', f'{few_shot(test[0], shown[0])}', pd.DataFrame(rows))
 
 # %% ../nbs/19_tour.ipynb #06520e1f
 def tour(
