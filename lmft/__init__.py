@@ -5,7 +5,8 @@ Modules:
 - `lmft.adapters`: Small parts that tune a frozen model: LoRA, prefixes, soft prompts, bottlenecks in sequence and in parallel
 - `lmft.batches`: From records to what a model sees: tokens, which of them are trained, and rows without waste
 - `lmft.callbacks`: Precision that is what it says, a log of every step, samples of what the model writes
-- `lmft.cli`: `lmft pretrain`, `sft`, `merge`, `generate`, `chat`, `doctor`, `world`: thin doors to the library
+- `lmft.cli`: `lmft pretrain`, `finetune`, `sft`, `chat`, …: thin doors to the library
+- `lmft.commands`: Pretraining, tuning and all that follows, each as one function that a shell can call
 - `lmft.core`: Sizes, seeds, devices, precision, errors that name the line, writes that cannot be half done, and the ledger of claims
 - `lmft.doctor`: Twenty faults that train without an error and come out wrong, found before the first step
 - `lmft.extraction`: Labels on words and on spans: named entities, and answers that stand in a text or are written
@@ -16,6 +17,7 @@ Modules:
 - `lmft.pretraining`: From text alone: next words, masked words, neighbouring sentences, and the base models of all later lessons
 - `lmft.prompting`: Zero- and few-shot prompts, answers chosen by probability, and what examples in a prompt do
 - `lmft.records`: Files, folders and 🤗 datasets as plain dicts: every public shape recognised, every bad record named
+- `lmft.runs`: What every command does around its own work: options are checked, a folder is claimed, figures are left in it
 - `lmft.tour`: From random weights to a model that answers: the whole way in one call, and one page that shows it
 - `lmft.world.documents`: The world told in nine kinds of text, in a mixture that can be set, by year and by field of work
 - `lmft.world.facts`: A small world whose every truth is known: people, places and things, what holds of them, and since when

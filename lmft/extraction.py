@@ -10,12 +10,13 @@ Docs: https://lmft-org.github.io/lmft/extraction.html.md"""
 
 # %% auto #0
 __all__ = ['unanswerable', 'tags_of', 'ner_examples', 'ner_dls', 'entity_f1', 'EntityF1', 'predict_tags', 'predict_entities',
-           'qa_examples', 'qa_dls', 'answer_questions', 'squad_scores', 'qa_prompt', 'write_answers']
+           'rename_entities', 'gazetteer', 'qa_examples', 'qa_dls', 'answer_questions', 'squad_scores', 'qa_prompt',
+           'write_answers']
 
 # %% ../nbs/12b_extraction.ipynb #29a5876e
-import re, string
+import random, re, string
 from bisect import bisect_right
-from collections import Counter
+from collections import Counter, defaultdict
 
 from .core import BadRecord
 import torch
@@ -135,6 +136,30 @@ def predict_entities(
         start,end = ms[a].start(),ms[b].end()
         return dict(type=kind, text=text[start:end], start=start, end=end)
     return [[entity(t, ms, *e) for e in get_entities(ys)] for t,ms,ys in zip(texts, words, tags)]
+
+# %% ../nbs/12b_extraction.ipynb #869764e5
+def rename_entities(
+    records:list,   # With `tokens` and `tags`
+    share:float=.5, # Of the words in names that are replaced
+    seed:int=0,
+) -> list:          # New records; the tags stay
+    "Records in which a share of the names is made up"
+    rng = random.Random(seed)
+    def part(): return rng.choice('bdfgklmnprstvw')+rng.choice('aeiou')
+    def name(): return ''.join(part() for _ in range(rng.randint(2, 3))).title()
+    def change(w, t): return name() if t!='O' and rng.random()<share else w
+    return [dict(r, tokens=[change(*wt) for wt in zip(r['tokens'], r['tags'])]) for r in records]
+
+# %% ../nbs/12b_extraction.ipynb #3e2204bd
+def gazetteer(
+    records:list,   # With `tokens` and `tags`
+    sentences:list, # Lists of words
+) -> list:          # Of lists of tags
+    "The plain baseline: each word's commonest tag in `records`, O for a word that they do not have"
+    seen = defaultdict(Counter)
+    for r in records:
+        for w,t in zip(r['tokens'], r['tags']): seen[w][t] += 1
+    return [[seen[w].most_common(1)[0][0] if w in seen else 'O' for w in s] for s in sentences]
 
 # %% ../nbs/12b_extraction.ipynb #6b34faea
 def _qa_windows(records, tok, model, seq_len, stride):
