@@ -11,8 +11,10 @@ Modules:
 - `lmft.extraction`: Labels on words and on spans: named entities, and answers that stand in a text or are written
 - `lmft.finetuning`: Classes for texts, a style for a model: what a head, a few blocks or all weights learn, and what they forget
 - `lmft.generation`: Continue a text, answer a question, and say how probable a given answer is
+- `lmft.instructions`: From a model that goes on to one that answers: chat templates, four ways to make a set, and tuning on it
 - `lmft.learner`: One loop for everything: fastai's, made exact for tokens
 - `lmft.models`: Tiny configurations of real architectures, safe loading and saving, and which part of a model a method trains
+- `lmft.preferences`: Rankings with ties become pairs; pairs teach a reward model to judge, or a policy to answer better
 - `lmft.pretraining`: From text alone: next words, masked words, neighbouring sentences, and the base models of all later lessons
 - `lmft.prompting`: Zero- and few-shot prompts, answers chosen by probability, and what examples in a prompt do
 - `lmft.records`: Files, folders and 🤗 datasets as plain dicts: every public shape recognised, every bad record named
