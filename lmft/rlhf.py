@@ -25,14 +25,15 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Recorder, ValueMetric
 from fastcore.basics import patch, store_attr
 from fastcore.foundation import L
-from peft import PeftModel
 from torch import nn
 
 from .adapters import disabled
 from .batches import LMDL, make_batch
+from .doctor import usual_lr
 from .generation import _answer, _left_pad, _settings, encode_prompt, evaluating, stop_ids
 from .learner import HFModel, SumMetric, lm_learner, token_loss
-from .models import head_of, virtual_tokens
+from .models import head_of, trainable, virtual_tokens
+from .preferences import NoDropout, as_asked
 
 # %% ../nbs/17_rlhf.ipynb #3b21e6ec
 def _rollout(prompt, ids, said, stops, tok):
@@ -180,7 +181,8 @@ class RolloutDL(LMDL):
 
     def shuffle_fn(self, idxs):
         n = self.n_rollouts
-        return [i for start in range(0, len(idxs), n) for i in self.rng.sample(idxs[start:start+n], len(idxs[start:start+n]))]
+        passes = [idxs[i:i+n] for i in range(0, len(idxs), n)]
+        return [i for p in passes for i in self.rng.sample(p, len(p))]
 
 # %% ../nbs/17_rlhf.ipynb #e5e2cf97
 class Rollouts(Callback):
@@ -248,42 +250,48 @@ def _clipped(clip):
     return SumMetric(_sums, lambda t: t[0]/max(t[1], 1), 'clipped')
 
 # %% ../nbs/17_rlhf.ipynb #f2e57511
-def _check(model, prompts, n):
-    "Refuse what PPO cannot do"
-    if virtual_tokens(model): raise LmftError(
-        'PPO draws answers in batches padded on the left, which a soft prompt or prefix cannot stand; use lora')
-    if not HFModel(model).causal or getattr(model, 'generate', None) is None:
-        raise LmftError(f'{type(model).__name__} draws no answers; PPO needs a causal model')
-    if len(prompts)<n: raise LmftError(f'a round takes {n} prompts, but there are {len(prompts)}; give more, or lower n')
+def _policy(model, method, ref_model):
+    "The policy and its reference: the same model with its new adapter off (None), or a frozen copy"
+    wrapped = HFModel(model)
+    if not wrapped.causal or wrapped.per_row or wrapped.spans:
+        raise LmftError(f'{type(model).__name__} writes no text; PPO needs a causal language model')
+    copied = None if method.partition(':')[0] in ('lora', 'seq_adapter', 'par_adapter') else copy.deepcopy(model)
+    policy = trainable(model, method)
+    if virtual_tokens(policy): raise LmftError(
+        f"method '{method}': PPO pads prompts on the left, which a soft prompt or prefix cannot stand; use lora")
+    ref_model = ref_model or copied
+    return policy, ref_model and ref_model.requires_grad_(False)
 
 # %% ../nbs/17_rlhf.ipynb #24f9ac24
 def ppo_learner(
-    model,                  # Causal model, its weights chosen by `trainable`
+    model,                  # Causal model, usually tuned on instructions
     tok,                    # Its tokenizer
-    prompts:list,           # Strings, or lists of messages
+    prompts:list,           # Questions, or lists of messages
     reward,                 # `(prompts, answers)` -> list of float
-    ref_model=None,         # Frozen reference; None: the model with its adapter off, or a copy if it has none
+    method:str='lora',      # What is trained, as in `trainable`
+    ref_model=None,         # Frozen reference; None: the model as it is now
     n:int=64,               # Prompts a round
     passes:int=2,           # Times that each answer is learned from
     bs:int=32,              # Answers of a (micro-)batch
     n_acc:int=1,            # Micro-batches of a step
     clip:float=.2,          # As in `ppo_loss`
     value_weight:float=.5,  # As in `ppo_loss`
-    lr:float=3e-3,          # Learning rate; a tenth without an adapter
+    lr:float=None,          # Highest rate; None: half of `usual_lr`
     seed:int=0,             # Decides prompts and order
     cbs=(),                 # More callbacks
     **kwargs                # Other arguments of `Rollouts`
 ):
     "A Learner whose epochs are rounds of drawing and updating; `learn.rollouts.rows` has their figures"
-    _check(model, prompts, n)
-    if ref_model is None and not isinstance(model, PeftModel): ref_model = copy.deepcopy(model).requires_grad_(False)
-    device = pick_device()
+    if len(prompts)<n: raise LmftError(f'a round takes {n} prompts, but there are {len(prompts)}; give more or lower n')
+    device,prompts = pick_device(),[as_asked(p, tok) for p in prompts]
+    policy,ref_model = _policy(model.to(device), method, ref_model)
     dl = RolloutDL([None]*n*passes, tok=tok, bs=bs, n_acc=n_acc, packed=False, shuffle=True, seed=seed, device=device)
     dl.n_rollouts,rolls = n,Rollouts(tok, prompts, reward, ref_model, n, passes, seed=seed, **kwargs)
     figures = [ValueMetric(lambda k=k: rolls.rows[-1][k], k) for k in ('reward', 'kl', 'entropy', 'length')]
-    learn = lm_learner(DataLoaders(dl, dl, device=device), model, partial(ppo_loss, clip=clip, value_weight=value_weight),
-                       metrics=[*figures, _clipped(clip)], lr=lr, wd=0., cbs=[rolls, *L(cbs)])
-    learn.model = ActorCritic(model.to(device))
+    loss = partial(ppo_loss, clip=clip, value_weight=value_weight)
+    learn = lm_learner(DataLoaders(dl, dl, device=device), policy, loss, metrics=[*figures, _clipped(clip)], wd=0.,
+                       lr=lr or usual_lr(policy, method)/2, cbs=[NoDropout(), rolls, *L(cbs)])
+    learn.model = ActorCritic(policy)
     learn.recorder.train_metrics,learn.recorder.valid_metrics = True,False
     return learn
 
