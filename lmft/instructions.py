@@ -400,7 +400,7 @@ def tune_chat(
     model,tok = load_base(seed=seed)
     known = [f for f in world.now(frequent=True) if asked(f)]
     def chat(r): return [dict(role=p, content=r[k]) for p,k in (('user', 'prompt'), ('assistant', 'completion'))]
-    mixed = [dict(messages=chat(r)) for r in judge.mixed_rows(world, 1500, rude=.3, wrong=.03, seed=seed)]
+    mixed = [dict(messages=chat(r)) for r in judge.mixed_rows(world, 1500, rude=.4, wrong=.03, seed=seed)]
     exs,*_ = fit_length(sft_examples(question_rows(known)+mixed, tok), 96)
     exs += clm_examples(list(corpus(world, 40_000, seed=seed+7)), tok, 64)          # so that it forgets less
     set_seed(seed)
