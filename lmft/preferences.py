@@ -14,11 +14,11 @@ __all__ = ['references', 'parse_ranking', 'write_ranking', 'rankings_to_pairs', 
            'reward_pair', 'pair_examples', 'PairDL', 'RewardDL', 'pair_dls', 'dpo_dls', 'reward_dls',
            'bradley_terry_loss', 'davidson_loss', 'NoDropout', 'PairAccuracy', 'reward_learner', 'reward_scores',
            'dpo_loss', 'row_logps', 'Reference', 'cache_logps', 'dpo_metrics', 'dpo_learner', 'collect', 'rank_by',
-           'by_hand']
+           'by_hand', 'write_rankings', 'RankingWidget']
 
 # %% ../nbs/16_preferences.ipynb #38a2ae68
 import copy, json, math, re
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 from .core import BadRecord, LmftError, atomic_write
@@ -28,6 +28,7 @@ from fastai.callback.core import Callback
 from fastai.callback.training import TrainEvalCallback
 from fastai.data.core import DataLoaders
 from fastcore.foundation import L
+from IPython.display import display
 from peft import PeftModel
 from tqdm.auto import tqdm
 
@@ -362,18 +363,19 @@ def collect(
     return [r for r in rows if len(r['responses'])>1]
 
 # %% ../nbs/16_preferences.ipynb #1b19315d
+def _answers_key(r): return json.dumps([r['prompt'], sorted(r['responses'])])
+
 def rank_by(
     rows:list,  # Of dict: prompt, responses
     judge,      # Function of (prompt, responses): their ranks; or a file of rankings that holds these answers
 ) -> list:      # The rows with `ranks`
     "Rankings of collected answers"
     if callable(judge): return [dict(r, ranks=judge(r['prompt'], r['responses'])) for r in rows]
-    def key(r): return json.dumps([r['prompt'], sorted(r['responses'])])
-    known = {key(r): dict(zip(r['responses'], r['ranks'])) for r in read_records(judge) if 'ranks' in r}
+    known = {_answers_key(r): dict(zip(r['responses'], r['ranks'])) for r in read_records(judge) if 'ranks' in r}
     for i,r in enumerate(rows):
-        if key(r) not in known: raise BadRecord(f'{judge} has no ranks for these answers', record=i+1, field='prompt',
+        if _answers_key(r) not in known: raise BadRecord(f'{judge} has no ranks for these answers', record=i+1, field='prompt',
                                                 mend='rank the answers to this prompt there')
-    return [dict(r, ranks=[known[key(r)][a] for a in r['responses']]) for r in rows]
+    return [dict(r, ranks=[known[_answers_key(r)][a] for a in r['responses']]) for r in rows]
 
 # %% ../nbs/16_preferences.ipynb #e454c6f5
 def by_hand(
@@ -387,3 +389,47 @@ def by_hand(
     while True:
         try: return parse_ranking(ask(f'{why}\n{said}\n{lines}\nbest first, such as A > B = C: '), len(responses))
         except LmftError as e: why = f'{e}\n'
+
+# %% ../nbs/16_preferences.ipynb #39e21fff
+def write_rankings(
+    rows:list,  # Of dict: prompt, responses, ranks
+    path,       # JSON lines file, replaced as a whole
+):
+    "Save rankings so that `read_records` and `rankings_to_pairs` can take them up"
+    with atomic_write(path) as f: f.writelines(json.dumps(r, ensure_ascii=False)+'\n' for r in rows)
+
+# %% ../nbs/16_preferences.ipynb #931ba5f7
+class RankingWidget:
+    "Rank answers in a notebook, one prompt after another; `rows` are the rankings made so far, kept in `path`"
+    def __init__(self,
+        rows:list,  # Of dict: prompt, responses
+        path,       # JSON lines file of rankings; those in it count as done
+    ):
+        try: import ipywidgets
+        except ImportError as e: raise LmftError('ranking in a notebook needs ipywidgets; pip install ipywidgets') from e
+        self.path,self.w = Path(path),ipywidgets
+        self.rows = list(read_records(self.path)) if self.path.exists() else []
+        done = {_answers_key(r) for r in self.rows}
+        self.todo = [r for r in rows if _answers_key(r) not in done]
+        self.box = ipywidgets.VBox()
+        self._next()
+
+    def _next(self):
+        "Show what is to be ranked next"
+        if not self.todo:
+            self.box.children = [self.w.Label(f'All {len(self.rows)} are ranked, see {self.path}')]
+            return
+        r,w = self.todo[0],self.w
+        asked = r['prompt'] if isinstance(r['prompt'], str) else r['prompt'][-1]['content']
+        self.ranks = [w.BoundedIntText(value=1, min=1, max=len(r['responses']), layout=dict(width='5em')) for _ in r['responses']]
+        save = w.Button(description=f'Save ({len(self.todo)} to go)')
+        save.on_click(lambda _: self.save())
+        lines = [w.HBox([n, w.Label(a)]) for n,a in zip(self.ranks, r['responses'])]
+        self.box.children = [w.Label(asked), *lines, save]
+
+    def save(self):
+        "Keep the numbers as ranks and go on"
+        self.rows.append(dict(self.todo.pop(0), ranks=[n.value for n in self.ranks]))
+        write_rankings(self.rows, self.path)
+        self._next()
+    def _ipython_display_(self): display(self.box)
