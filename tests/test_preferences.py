@@ -1,0 +1,225 @@
+"Preferences beside TRL, in padding of all kinds, and on real files"
+import copy, os
+import pytest, torch
+from torch import nn
+from lmft.core import BadRecord, LmftError, set_seed
+from lmft.batches import train_tokenizer
+from lmft.learner import HFModel, lm_learner
+from lmft.models import load_model, new_model, save_model, trainable
+from lmft.preferences import (PairDL, answer_pair, as_asked, cache_logps, dpo_dls, dpo_learner, dpo_loss, pair_dls,
+                              pair_examples, rankings_to_pairs, reward_dls, reward_learner, reward_scores, row_logps,
+                              split_by_prompt)
+from lmft.records import read_records
+from lmft.world.facts import World
+from lmft.world.judge import pair_rows, ranking_rows
+
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
+rows = pair_rows(World(0), 24)
+tok = train_tokenizer([t for r in rows for t in (r['prompt'], r['chosen'], r['rejected'])], 500)
+
+def model(head=None, arch='llama', seed=0, **kwargs):
+    set_seed(seed)
+    return new_model(tok, arch=arch, head=head, seq_len=128, **kwargs)
+
+def as_conversation(r):
+    "A pair as TRL reads conversations"
+    def turn(role, text): return [dict(role=role, content=text)]
+    return dict(prompt=turn('user', r['prompt']), chosen=turn('assistant', r['chosen']), rejected=turn('assistant', r['rejected']))
+
+def trl_args(cls, folder, **kwargs):
+    return cls(str(folder), per_device_train_batch_size=8, use_cpu=True, bf16=False, report_to='none', max_length=None,
+               gradient_checkpointing=False, disable_tqdm=True, **kwargs)
+
+def grads(m): return {n: p.grad.clone() for n,p in m.named_parameters() if p.grad is not None}
+
+def test_dpo_equals_trl(tmp_path):
+    "Tokens, loss and gradients of a policy that has left its reference"
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+    policy,ref = model(seed=1),model(seed=2)
+    mine = copy.deepcopy(policy)
+    some = rows[:8]
+    trainer = DPOTrainer(policy, ref_model=ref, args=trl_args(DPOConfig, tmp_path, beta=.3), processing_class=tok,
+                         train_dataset=Dataset.from_list([as_conversation(r) for r in some]))
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
+    theirs = trainer.compute_loss(trainer.model, batch)
+    theirs.backward()
+
+    pairs,_ = pair_examples(some, tok)
+    dl = PairDL(pairs, tok, bs=8, packed=False)
+    cache_logps(dl, ref)
+    inputs,ref_logps,tokens,n = dl.one_batch()
+    rows_of = lambda ids, mask: [i[m.bool()].tolist() for i,m in zip(ids, mask)]
+    ids = rows_of(inputs['input_ids'], inputs['attention_mask'])
+    assert ids[::2]+ids[1::2]==rows_of(batch['input_ids'], batch['attention_mask'])
+    assert tokens.tolist()==[t for pair in zip(*torch.arange(16).view(2, 8).tolist()) for i in pair
+                             for t in batch['input_ids'][i][batch['completion_mask'][i].bool()].tolist()]
+    logps = row_logps(HFModel(mine)(inputs), tokens, n)
+    ours = dpo_loss(*logps.unbind(1), *ref_logps.unbind(1), beta=.3).mean()
+    ours.backward()
+    assert abs(ours-.6931)>.01                                   # the policy is not where it began
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    theirs_by_name = grads(trainer.model)
+    for n_,g in grads(mine).items(): torch.testing.assert_close(g, theirs_by_name[n_], rtol=1e-3, atol=1e-6)
+
+def test_reward_equals_trl(tmp_path):
+    "Scores, loss and gradients of a reward model"
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer
+    hf = model('rows', num_labels=1)
+    mine,some = copy.deepcopy(hf),rows[:8]
+    trainer = RewardTrainer(hf, args=trl_args(RewardConfig, tmp_path), processing_class=tok,
+                            train_dataset=Dataset.from_list([as_conversation(r) for r in some]))
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
+    theirs = trainer.compute_loss(trainer.model, batch)
+    theirs.backward()
+    dls = reward_dls(some, some[:1], tok, bs=8)
+    learn = reward_learner(dls, mine, lr=1e-9)
+    inputs,decided = dls.valid.new(dls.train.dataset).one_batch()
+    pred = learn.model(inputs)
+    ours = learn.loss_func(pred, decided)
+    ours.backward()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    theirs_by_name = grads(trainer.model)
+    for n,g in grads(mine).items(): torch.testing.assert_close(g, theirs_by_name[n], rtol=1e-3, atol=1e-6)
+
+class Kept:
+    "Losses of the steps of a fit"
+    def __new__(cls):
+        from fastai.callback.core import Callback
+        class Keep(Callback):
+            order,run_valid = 90,False
+            def before_fit(self): self.losses = []
+            def after_batch(self): self.losses.append(self.loss.item())
+        return Keep()
+
+@pytest.mark.parametrize('dropout', [0., .3])
+@pytest.mark.parametrize('n_acc', [1, 2])
+def test_reference_modes_are_equal(dropout, n_acc):
+    "Disabled adapter, frozen copy and cached log-probabilities train alike, with dropout in the checkpoint too"
+    losses = {}
+    for reference in ('adapter', 'copy', 'cached'):
+        dls = dpo_dls(rows[:16], rows[16:], tok, bs=4//n_acc, n_acc=n_acc)
+        m = model(arch='gpt2', attn_pdrop=dropout, resid_pdrop=dropout, embd_pdrop=dropout)
+        set_seed(0)
+        learn = dpo_learner(dls, m, 'lora', reference=reference, lr=3e-3, cbs=(keep := Kept()))
+        learn.fit_cos(2)
+        losses[reference] = keep.losses
+        assert abs(keep.losses[0]-.693147)<1e-5, 'the policy begins at its reference'
+        assert keep.losses[-1]<.6
+        assert not any(p.requires_grad for n,p in learn.model.named_parameters() if 'lora' not in n)
+    for a,b,c in zip(*losses.values()):
+        assert a==pytest.approx(b, abs=2e-5) and a==pytest.approx(c, abs=2e-5)
+
+def test_full_tuning_has_a_reference_of_its_own():
+    kept = {}
+    for reference in ('copy', 'cached'):
+        learn = dpo_learner(dpo_dls(rows[:16], rows[16:], tok, bs=4), model(), reference=reference, lr=1e-3,
+                            cbs=(keep := Kept()))
+        learn.fit_cos(2)
+        kept[reference] = keep.losses
+    assert kept['copy']==pytest.approx(kept['cached'], abs=2e-5) and kept['copy'][-1]<.3
+    with pytest.raises(LmftError, match='needs a new adapter'):
+        dpo_learner(dpo_dls(rows[:16], rows[16:], tok), model(), 'full', reference='adapter')
+    with pytest.raises(LmftError, match='is unknown'):
+        dpo_learner(dpo_dls(rows[:16], rows[16:], tok), model(), reference='none')
+
+def test_windows_train_like_one_batch():
+    def after(bs, n_acc):
+        set_seed(0)
+        learn = dpo_learner(dpo_dls(rows[:16], rows[16:], tok, bs=bs, n_acc=n_acc), model(), lr=1e-3)
+        learn.fit_cos(1)
+        return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
+    torch.testing.assert_close(after(8, 1), after(2, 4), rtol=1e-4, atol=2e-5)
+
+@pytest.mark.parametrize('arch', ['llama', 'gpt2'])
+@pytest.mark.parametrize('pad_is_eos', [False, True])
+def test_reward_is_read_at_the_last_token(arch, pad_is_eos):
+    "Whatever pads, on whichever side, in whatever company, with and without a stop token"
+    hf = model('rows', arch, num_labels=1).eval()
+    t = copy.deepcopy(tok)
+    if pad_is_eos: t.pad_token = t.eos_token
+    prompts,answers = [r['prompt'] for r in rows],[r['rejected'] for r in rows]
+    ends = [i%3>0 for i in range(len(rows))]                      # each third answer was cut by length
+    truth = []
+    for p,a,end in zip(prompts, answers, ends):
+        ids = t.apply_chat_template([dict(role='user', content=p), dict(role='assistant', content=a)], return_dict=False)
+        assert ids[-1]==t.eos_token_id
+        ids = torch.tensor([ids if end else ids[:-1]])
+        hidden = hf.base_model(input_ids=ids).last_hidden_state
+        truth.append(hf.score(hidden[0, -1]).item())
+    for kwargs in (dict(bs=1), dict(bs=7), dict(bs=64), dict(bs=64, left=True)):
+        got = reward_scores(hf, t, prompts, answers, ends, **kwargs)
+        torch.testing.assert_close(got, torch.tensor(truth), rtol=1e-4, atol=1e-5)
+    back = reward_scores(hf, t, prompts[::-1], answers[::-1], ends[::-1], bs=5)
+    torch.testing.assert_close(back.flip(0), torch.tensor(truth), rtol=1e-4, atol=1e-5)
+    assert len(set(truth))==len(truth)
+
+def test_transformers_scores_the_saved_model_alike(tmp_path):
+    "A folder of weights and a LoRA folder, loaded by transformers and peft alone"
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    save_model(model(), tok, tmp_path/'base')
+    for method in ('full', 'lora'):
+        hf = load_model(tmp_path/'base', 'rows', num_labels=1)
+        learn = reward_learner(reward_dls(rows, rows[:4], tok, bs=8), hf, method)
+        learn.fit_cos(2)
+        save_model(learn.model.hf, tok, tmp_path/method)
+        base = AutoModelForSequenceClassification.from_pretrained(tmp_path/('base' if method=='lora' else method), num_labels=1)
+        theirs = PeftModel.from_pretrained(base, tmp_path/method) if method=='lora' else base
+        t = AutoTokenizer.from_pretrained(tmp_path/method)
+        talks = [[dict(role='user', content=r['prompt']), dict(role='assistant', content=r['chosen'])] for r in rows]
+        batch = t.apply_chat_template(talks, padding=True, return_tensors='pt', return_dict=True)
+        batch.pop('token_type_ids', None)
+        with torch.no_grad(): want = theirs.eval()(**batch).logits[:, 0]
+        for mine in (learn.model.hf, load_model(tmp_path/method, 'rows', num_labels=1)):
+            got = reward_scores(mine, tok, [r['prompt'] for r in rows], [r['chosen'] for r in rows])
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+def test_reward_models_learn_with_all_methods():
+    "Loss of the training pairs falls to a third, in full and with adapters"
+    import lmft.adapters
+    for method,lr,epochs in (('full', 1e-3, 10), ('lora', 1e-2, 20), ('seq_adapter', 1e-2, 20), ('prompt', 3e-2, 0)):
+        dls = reward_dls(rows, rows, tok, bs=8)
+        learn = reward_learner(dls, model('rows', num_labels=1), method, lr=lr)
+        before = learn.validate()[0]
+        if epochs: learn.fit_cos(epochs)
+        if epochs: assert learn.validate()[0]<before/3, method
+
+def test_ties_pull_scores_together():
+    pairs = rankings_to_pairs(ranking_rows(World(0), 12), ties=True)
+    ties = [p for p in pairs if p.get('tie')]
+    assert 5<len(ties)<len(pairs)
+    def gap(nu, train):
+        learn = reward_learner(reward_dls(train, train, tok, bs=16), model('rows', num_labels=1), lr=1e-3, nu=nu)
+        learn.fit_cos(15)
+        said = lambda side: reward_scores(learn.model.hf, tok, [p['prompt'] for p in ties], [p[side] for p in ties])
+        return (said('chosen')-said('rejected')).abs().mean()
+    assert gap(1., pairs)<.5*gap(None, [p for p in pairs if not p.get('tie')])
+    with pytest.raises(LmftError, match='hold ties'):
+        reward_learner(reward_dls(pairs, pairs, tok), model('rows', num_labels=1))
+
+def test_what_is_no_reward_model_is_refused():
+    dls = reward_dls(rows, rows[:4], tok)
+    for m in (model(), model('rows', num_labels=3), new_model(tok, arch='bert', head='rows', num_labels=1)):
+        with pytest.raises(LmftError, match='a reward model is'): reward_learner(dls, m)
+
+@pytest.mark.parametrize('name', ['hh_harmless_dev', 'dpo_en_demo_dev', 'llmbar_dev', 'pandalm_dev'])
+def test_real_pairs(data, name):
+    "All four shapes become pairs that share their prompt and end with the stop token, split by prompt"
+    bad = []
+    some = list(read_records(data/f'preference/{name}.jsonl', on_bad='skip', bad=bad))[:120]
+    t = train_tokenizer([r['chosen'] for r in some], 800)
+    train,valid = split_by_prompt(some, .2)
+    asked = lambda rs: {str(r['prompt']) for r in rs}
+    assert len(train)+len(valid)==len(some) and not asked(train)&asked(valid)
+    pairs,n_long = pair_examples(some, t, 1024)
+    assert len(pairs)>40 and len(pairs)+n_long==len(some)
+    for c,r in pairs[:20]:
+        start = [(e['labels']!=-100).nonzero()[0].item() for e in (c, r)]
+        assert start[0]==start[1] and torch.equal(c['input_ids'][:start[0]], r['input_ids'][:start[0]])
+        assert c['labels'][-1]==r['labels'][-1]==t.eos_token_id
+        assert t.decode(c['labels'][start[0]:-1])!=t.decode(r['labels'][start[0]:-1])
+
+def test_equal_answers_are_refused(data):
+    with pytest.raises(BadRecord, match='rejected'): list(read_records(data/'broken/preference_chosen_equals_rejected.jsonl'))
