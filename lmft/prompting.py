@@ -57,10 +57,11 @@ def option_logps(
     prompts:list,  # Strings, or lists of messages
     options:list,  # The possible answers to each prompt, a list of str
     mean=False,    # Mean over the tokens of an option instead of the sum
+    **kwargs       # `bs` and `left`, as in `token_logps`
 ) -> list:
     "Log-probabilities (nats) of the options of each prompt, one vector a prompt; messages count the stop token"
     asked = [(p, f' {o}' if isinstance(p, str) else o) for p,opts in zip(prompts, options, strict=True) for o in opts]
-    logps = token_logps(model, tok, *zip(*asked), end=not isinstance(prompts[0], str))
+    logps = token_logps(model, tok, *zip(*asked), end=not isinstance(prompts[0], str), **kwargs)
     scores = torch.stack([v.mean() if mean else v.sum() for v in logps])
     return list(scores.split([len(opts) for opts in options]))
 
@@ -72,10 +73,11 @@ def choose(
     options:list,  # The possible answers to each prompt
     mean=False,    # Compare means over tokens
     neutral=None,  # Prompts without content: what they say is subtracted (Zhao et al., 2021, arXiv:2102.09690)
+    **kwargs       # `bs` and `left`, as in `token_logps`
 ) -> list:         # Of str
     "The most probable option of each prompt"
-    scores = option_logps(model, tok, prompts, options, mean)
-    if neutral: scores = [s-n for s,n in zip(scores, option_logps(model, tok, neutral, options, mean), strict=True)]
+    scores,away = (ps and option_logps(model, tok, ps, options, mean, **kwargs) for ps in (prompts, neutral))
+    if neutral: scores = [s-n for s,n in zip(scores, away, strict=True)]
     return [opts[s.argmax()] for s,opts in zip(scores, options)]
 
 # %% ../nbs/13_prompting.ipynb #c7756477
@@ -86,13 +88,14 @@ def respond(
     examples=None,        # Solved rows to show with each row, as `draw_examples` gives them
     chat=False,           # Ask in a conversation
     max_new_tokens:int=24,
+    bs:int=32,            # Prompts at a time
 ) -> list:                # Of str
     "An answer to each row: the most probable option, or the line that is generated"
     examples,out = examples or [()]*len(rows),[None]*len(rows)
     prompts = [few_shot(r, e, chat) for r,e in zip(rows, examples, strict=True)]
     closed,free = [[i for i,r in enumerate(rows) if bool(r.get('options'))==has] for has in (True, False)]
-    if closed: picked = choose(model, tok, [prompts[i] for i in closed], [rows[i]['options'] for i in closed])
-    if free: written = generate(model, tok, [prompts[i] for i in free], max_new_tokens)
+    if closed: picked = choose(model, tok, [prompts[i] for i in closed], [rows[i]['options'] for i in closed], bs=bs)
+    if free: written = generate(model, tok, [prompts[i] for i in free], max_new_tokens, bs=bs)
     for i in closed: out[i] = picked.pop(0)
     for i in free: out[i] = (written.pop(0).strip().splitlines() or [''])[0]
     return out

@@ -516,6 +516,6 @@ def sni_task(
     "A task in the form of a Super-NaturalInstructions file (Wang et al., 2022)"
     t,rows,shown = tasks[name],task_rows(world, name, n, split, seed=seed),task_rows(world, name, 2, seed=seed+1000)
     examples = [dict(input=r['input'], output=r['output'], explanation='') for r in shown]
-    return {'Contributors': ['lmft'], 'Source': ['lmft world'], 'Categories': [t.cluster],
+    return {'Contributors': ['lmft'], 'Source': [f'lmft world, {name}'], 'Categories': [t.cluster],
             'Definition': [t.templates[0]], 'Positive Examples': examples, 'Negative Examples': [],
             'Instances': [dict(id=r['id'], input=r['input'], output=[r['output']]) for r in rows]}

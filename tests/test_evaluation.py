@@ -1,0 +1,152 @@
+"What was left out never reaches training, and a killed run gives the same table"
+import json, os, subprocess, sys
+from pathlib import Path
+import pandas as pd, pytest, torch
+from fastai.callback.core import Callback
+from lmft.core import LmftError, set_seed
+from lmft import evaluation
+from lmft.batches import train_tokenizer
+from lmft.evaluation import check_leaks, columns, forbidden, fold_rows, loco, make_folds, marks, read_tasks, split_tasks
+from lmft.models import new_model
+from lmft.world.facts import World
+from lmft.world.judge import write_world
+from lmft.world.tasks import task_rows
+
+names = 'food_review', 'film_review', 'kind_of', 'same_kind', 'find_person', 'find_city', 'find_company'
+
+@pytest.fixture(scope='module')
+def rows():
+    world = World(0)
+    return [[r for n in names for r in task_rows(world, n, k, split)] for k,split in ((24, 'train'), (6, 'test'))]
+
+@pytest.fixture(scope='module')
+def tok(rows): return train_tokenizer([f"{r['instruction']} Q: {r['input']} A: {r['output']}" for r in rows[0]], vocab_size=800)
+
+def run(rows, tok, **kwargs):
+    def fresh():
+        set_seed(1)
+        return new_model(tok, seq_len=128, hidden_size=32, num_hidden_layers=1, intermediate_size=64)
+    return loco(fresh, tok, *rows, **{'steps': 3, 'bs': 8, 'lr': 1e-3, 'max_new_tokens': 4, 'shots': 1, **kwargs})
+
+class Seen(Callback):
+    "All rows that training could have seen, as text, and how many batches it took"
+    seen = {}
+    def __init__(self, fold, tok): self.fold,self.tok = fold,tok
+    def after_fit(self):
+        texts = [self.tok.decode(e['input_ids']) for row in self.dls.train.dataset for e in row]
+        self.seen[self.fold.kind, self.fold.name] = self.fold, texts, self.train_iter
+
+@pytest.fixture(scope='module')
+def whole(rows, tok, tmp_path_factory):
+    "An uninterrupted run: its folder, its table, and what was trained on"
+    out,Seen.seen = tmp_path_factory.mktemp('whole'),{}
+    return out, run(rows, tok, out=out, cbs=lambda fold: Seen(fold, tok)), dict(Seen.seen)
+
+def finished(out): return {p.name: json.loads(p.read_text()) for p in sorted((out/'folds').iterdir())}
+
+def test_columns(whole):
+    out,table,_ = whole
+    assert [*table] == ['cluster', 'task', 'n', 'metric', *columns, *(f'{c}_se' for c in columns)]
+    assert sorted(table.task)==sorted(names) and not table.isna().any().any() and (table.n==6).all()
+    pd.testing.assert_frame_equal(pd.read_csv(out/'loco.csv'), table, check_dtype=False)
+
+def test_nothing_left_out_was_trained_on(whole, rows, tok):
+    "By the kept hashes, by hashes made anew here, and by the very text of the batches"
+    train,test = rows
+    for saved in finished(whole[0]).values():
+        if saved.get('kind')!='loco': continue
+        trained = {*saved['trained']}
+        for r in train+test:
+            if r['task'] in saved['scored']: assert not marks(r)&trained
+    def squeezed(text): return ''.join(text.lower().split())
+    for fold,texts,_ in whole[2].values():
+        said = squeezed('\n'.join(texts))
+        for r in test+(train if fold.kind!='all' else []):
+            if r['task'] in fold.scored: assert squeezed(f"Q: {r['input']}\nA:") not in said
+            if r['task'] in fold.scored and fold.kind=='loco': assert squeezed(r['instruction']) not in said
+        asked = [r for r in train if r['task'] in fold.tasks]                          # the same look finds what is there
+        assert any(squeezed(f"Q: {r['input']}\nA:") in said for r in asked)
+
+def test_a_planted_leak_is_refused(rows, tok, monkeypatch):
+    train,test = rows
+    stray = dict(next(r for r in train if r['task']=='kind_of'), task='find_city', cluster='extraction', instruction='Which city is named?')
+    for f,rs in zip(fs:=make_folds(train+[stray]), fold_rows(fs, train+[stray], test)):
+        assert f.kind=='all' or 'kind_of' not in f.scored or stray['input'] not in [r['input'] for r in rs]
+        check_leaks(f, rs, forbidden(f, train+[stray], test))
+    honest = evaluation.fold_rows
+    monkeypatch.setattr(evaluation, 'fold_rows', lambda *args: [rs[:-1]+[test[0]] for rs in honest(*args)])
+    with pytest.raises(LmftError, match='would train on the instance of a row that it leaves out'): run(rows, tok)
+
+def test_folds_are_equal(whole):
+    folds = [f for f in finished(whole[0]).values() if 'kind' in f]
+    assert [sum(f['kind']==k for f in folds) for k in ('loco', 'loto', 'all')] == [3, 3, 2]  # largest cluster: 3 tasks
+    assert len({len(f['tasks']) for f in folds})==1 and len({f['rows'] for f in folds})==1
+    assert {len(texts) for _,texts,_ in whole[2].values()}=={f['rows'] for f in folds}
+    assert {n for *_,n in whole[2].values()}=={3}
+
+class Boom(Callback):
+    def after_fit(self): raise KeyboardInterrupt
+
+def test_an_interrupted_run_goes_on(whole, rows, tok, tmp_path):
+    started = []
+    def cbs(fold):
+        started.append(fold.name)
+        return [Boom()] if len(started)==4 else []
+    with pytest.raises(KeyboardInterrupt): run(rows, tok, out=tmp_path, cbs=cbs)
+    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path/'folds').iterdir()}
+    assert len(kept)==5 and not (tmp_path/'loco.csv').exists()                          # two before tuning, three folds
+    run(rows, tok, out=tmp_path, cbs=cbs)
+    assert len(started)==4+5                                                            # five of eight were left to do
+    assert all((tmp_path/'folds'/n).stat().st_mtime_ns==t for n,t in kept.items())
+    assert (tmp_path/'loco.csv').read_bytes()==(whole[0]/'loco.csv').read_bytes()
+    assert finished(tmp_path)==finished(whole[0])
+
+def test_killed_for_good(whole, tmp_path):
+    "A process that dies at once in the middle of a fold, and another that goes on"
+    code = '''import os, sys
+sys.path.insert(0, sys.argv[2])
+from test_evaluation import *
+world = World(0)
+rows = [[r for n in names for r in task_rows(world, n, k, split)] for k,split in ((24, 'train'), (6, 'test'))]
+tok = tok.__wrapped__(rows) if hasattr(tok, '__wrapped__') else tok._get_wrapped_function()(rows)
+class Die(Callback):
+    def after_batch(self): os._exit(9)
+run(rows, tok, out=Path(sys.argv[1]), cbs=lambda f: [Die()] if sys.argv[3]=='die' and f.kind=='loto' else [])'''
+    def process(how): return subprocess.run([sys.executable, '-c', code, str(tmp_path), str(Path(__file__).parent), how]).returncode
+    assert process('die')==9
+    assert len(finished(tmp_path))==5
+    assert process('live')==0
+    assert (tmp_path/'loco.csv').read_bytes()==(whole[0]/'loco.csv').read_bytes()
+
+def test_other_settings_are_refused(whole, rows, tok):
+    with pytest.raises(LmftError, match='another model, data or settings'): run(rows, tok, out=whole[0], steps=4)
+    with pytest.raises(LmftError, match='another model, data or settings'): run([rows[0], rows[1][1:]], tok, out=whole[0])
+
+def test_world_files_are_the_rows(tmp_path):
+    world = World(0)
+    write_world(world, tmp_path, n_words=2000, rows=20)
+    read = read_tasks(tmp_path/'natural_instructions')
+    assert len({r['task'] for r in read})==42 and len({r['cluster'] for r in read})==14
+    mine = task_rows(world, 'find_city', 20)
+    assert [r['input'] for r in read if r['task']=='find_city']==[r['input'] for r in mine]
+    assert {len(f.tasks) for f in make_folds(read)}=={42-14}                            # a fold by task leaves out 14
+
+def test_real_tasks(data):
+    "65 tasks of Super-NaturalInstructions: clusters as the published ones, relatives by source kept out"
+    folder = data/'natural_instructions'
+    read = read_tasks(folder)
+    given = json.loads((folder/'categories.json').read_text())
+    assert {r['task']: r['cluster'] for r in read}==given
+    train,test = split_tasks(read, 40, 10)
+    assert {r['task'] for r in train}=={r['task'] for r in test}==set(given)
+    folds = make_folds(train)
+    assert len({len(f.tasks) for f in folds})==1
+    inference = next(f for f in folds if f.name=='Textual Entailment')
+    assert 'task190_snli_classification' in inference.scored
+    assert not [t for t in inference.tasks if 'snli' in t or 'scitail' in t]            # of the same sources, other clusters
+    for f,rs in zip(folds, fold_rows(folds, train, test)): check_leaks(f, rs, forbidden(f, train, test))
+
+@pytest.mark.parametrize('content,why', [('{}', 'is one object'), ('[1', 'JSON'), ('{"Instances": []}', 'Categories|Definition')])
+def test_broken_files(tmp_path, content, why):
+    (tmp_path/'task.json').write_text(content)
+    with pytest.raises(LmftError, match=why): read_tasks(tmp_path)
