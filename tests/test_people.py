@@ -1,0 +1,173 @@
+"The commands from instructions to PPO as a user runs them, on real data; what is refused leaves nothing behind."
+import csv, io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
+
+import pytest
+
+from lmft.cli import main
+
+def run(*argv, code=0):
+    "stdout of a command run in this process; the one line on stderr if it is to be refused"
+    out,err = io.StringIO(),io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err): got = main([str(a) for a in argv])
+    assert got==code, err.getvalue()
+    if code: assert err.getvalue().startswith('lmft: ') and err.getvalue().count('\n')==1, err.getvalue()
+    return err.getvalue() if code else out.getvalue()
+
+def metrics(out): return json.loads((out/'metrics.json').read_text())
+def lines(path): return [json.loads(l) for l in path.read_text().splitlines()]
+
+@pytest.fixture(scope='module')
+def model(data, tmp_path_factory):
+    "A small model that has read a few pages of a book, with a chat template"
+    out = tmp_path_factory.mktemp('model')/'run'
+    run('pretrain', '--data', data/'text/alice.txt', '--max_steps', 12, '--bs', 4, '--vocab_size', 1000, '--out', out)
+    return out
+
+@pytest.fixture(scope='module')
+def tasks(data):
+    names = ['task1146_country_capital', 'task1318_country_national_dish', 'task1554_scitail_classification', 'task190_snli_classification']
+    return [data/f'natural_instructions/tasks/{n}.json' for n in names]
+
+@pytest.mark.parametrize('name, args, held', [
+    ('sentiment/sst2_dev.jsonl', [], True), ('qa/xquad_en_dev.json', ['--held_out', 0], False),
+    ('instruct/self_instruct_seed_dev.jsonl', [], True)])
+def test_templates_over_real_sets(model, data, tmp_path, name, args, held):
+    "Each row has its origin, the last template is met in the held-out rows alone, and `sft` takes what was made"
+    out = tmp_path/'new'
+    run('make', '--how', 'templates', '--data', data/name, '--out', out, *args)
+    rows,m = lines(out/'instructions.jsonl'),metrics(out)
+    assert len(rows)==m['rows']>50 and {'dropped_duplicates', 'dropped_overlap'}<=set(m)
+    assert all(r['origin']['way']=='templates' and data.name in r['origin']['source'] for r in rows)
+    assert (out/'held_out.jsonl').exists()==held
+    if held:
+        kept = {r['origin']['template'] for r in lines(out/'held_out.jsonl')}
+        assert kept and not kept & {r['origin']['template'] for r in rows}
+    if 'qa' in name: return                                                                    # its contexts are long
+    run('sft', '--data', out/'instructions.jsonl', '--model', model, '--max_steps', 1, '--bs', 2, '--seq_len', 128, '--out', tmp_path/'sft')
+    assert metrics(tmp_path/'sft')['steps']==1
+
+def test_templates_of_ones_own(data, tmp_path):
+    t = tmp_path/'t.json'
+    t.write_text(json.dumps([dict(instruction='Mood?', input='{text}', output='{label}')]))
+    args = ['make', '--how', 'templates', '--data', data/'sentiment/sst2_dev.jsonl', '--held_out', 0, '--templates', t]
+    run(*args, '--out', tmp_path/'a')
+    assert {r['instruction'] for r in lines(tmp_path/'a/instructions.jsonl')}=={'Mood?'}
+    t.write_text(json.dumps([dict(instruction='Mood?', input='{words}', output='{label}')]))
+    assert 'words' in run(*args, '--out', tmp_path/'b', code=2) and not (tmp_path/'b').exists()
+    t.write_text('{"instruction": ')
+    assert 'JSON' in run(*args, '--out', tmp_path/'b', code=2) and not (tmp_path/'b').exists()
+
+def test_guidelines_and_their_breakers(tmp_path):
+    "The majority of three annotators is kept, what breaks the guideline is sent back with the reason"
+    g,said = tmp_path/'g.json',tmp_path/'said.jsonl'
+    g.write_text(json.dumps(dict(name='moods', instruction='Is it good or bad?', format='good|bad', steps=['Read it.'],
+                                 exemplars=[dict(instruction='Is it good or bad?', input='Lovely!', output='good')])))
+    votes = [('Fine.', 'good', 'a'), ('Fine.', 'good', 'b'), ('Fine.', 'bad', 'c'), ('Awful.', 'bad', 'a'), ('Awful.', 'terrible', 'b')]
+    said.write_text('\n'.join(json.dumps(dict(input=x, output=y, annotator=a)) for x,y,a in votes))
+    args = ['make', '--how', 'guidelines', '--guideline', g, '--data', said]
+    run(*args, '--out', tmp_path/'a')
+    rows,back = lines(tmp_path/'a/instructions.jsonl'),lines(tmp_path/'a/sent_back.jsonl')
+    assert {(r['input'], r['output']) for r in rows}=={('Fine.', 'good'), ('Awful.', 'bad')}
+    assert [r['output'] for r in back]==['terrible'] and metrics(tmp_path/'a')['agreement_percent']==pytest.approx(1/3)
+    said.write_text(said.read_text()+'\n{"input": "x", "output": "good"}\n')
+    assert 'said.jsonl:6' in run(*args, '--out', tmp_path/'b', code=2) and not (tmp_path/'b').exists()
+    run(*args, '--out', tmp_path/'b', '--on_bad', 'skip')
+    assert metrics(tmp_path/'b')['bad_records']==1
+
+def test_rows_by_a_model(model, data, tmp_path):
+    "The scripted author writes rows of its own; a model that writes nothing usable is refused with the reason"
+    args = ['make', '--how', 'model', '--data', data/'instruct/self_instruct_seed_dev.jsonl', '--rows', 20]
+    run(*args, '--model', 'world', '--out', tmp_path/'a')
+    rows,m = lines(tmp_path/'a/instructions.jsonl'),metrics(tmp_path/'a')
+    assert len(rows)==20==m['rows'] and m['dropped_duplicates']>0 and {r['origin']['author'] for r in rows}=={'world'}
+    err = run('make', '--how', 'model', '--data', data/'instruct/self_instruct_seed_dev.jsonl', '--rows', 1, '--model', model, '--max_new_tokens', 8, '--out', tmp_path/'b', code=2)
+    assert not (tmp_path/'b').exists(), err
+
+def test_evaluate_on_real_tasks(model, tasks, tmp_path):
+    run('evaluate', '--tasks', *tasks, '--model', model, '--shots', 1, '--n', 4, '--seq_len', 200, '--max_new_tokens', 4, '--out', tmp_path/'a')
+    rows = list(csv.DictReader(open(tmp_path/'a/tasks.csv')))
+    assert len(rows)==4 and {'task', 'cluster', 'n', 'metric', 'score', 'se'}==set(rows[0])
+    assert metrics(tmp_path/'a')['mean']==pytest.approx(sum(float(r['score']) for r in rows)/4)
+
+def test_loco_on_real_tasks(model, tasks, tmp_path, monkeypatch):
+    "Two clusters of two tasks; a run that dies in a fold keeps what was finished, and ends with the same table"
+    args = ['loco', '--tasks', *tasks, '--model', model, '--n', 4, '--rows', 16, '--max_steps', 2, '--bs', 2, '--seq_len', 200, '--max_new_tokens', 4]
+    run(*args, '--out', tmp_path/'a')
+    table = (tmp_path/'a/loco.csv').read_text()
+    rows = list(csv.DictReader(io.StringIO(table)))
+    assert len(rows)==4 and len({r['cluster'] for r in rows})==2
+    assert {'cluster', 'task', 'n', 'metric', 'base', 'few_shot', 'loto', 'loco', 'all', 'base_se', 'all_se'}<=set(rows[0])
+    m = metrics(tmp_path/'a')
+    for c in ('base', 'few_shot', 'loto', 'loco', 'all'): assert m[f'{c}_mean']==pytest.approx(sum(float(r[c]) for r in rows)/4)
+    import lmft.evaluation as ev
+    real,n = ev.tune,[]
+    def dying(*a, **kw):
+        n.append(1)
+        if len(n)==3: raise KeyboardInterrupt
+        return real(*a, **kw)
+    monkeypatch.setattr(ev, 'tune', dying)
+    assert main([str(a) for a in [*args, '--out', tmp_path/'b']])==130
+    finished = {p.name: p.stat().st_mtime_ns for p in (tmp_path/'b/folds').iterdir()}
+    assert len(finished)==4 and not (tmp_path/'b/loco.csv').exists()
+    monkeypatch.setattr(ev, 'tune', real)
+    assert 'not empty' in run(*args, '--out', tmp_path/'b', code=2)
+    assert 'settings' in run(*args, '--max_steps', 3, '--resume', '--out', tmp_path/'b', code=2)
+    run(*args, '--resume', '--out', tmp_path/'b')
+    assert (tmp_path/'b/loco.csv').read_text()==table
+    assert {k: v for k,v in ((p.name, p.stat().st_mtime_ns) for p in (tmp_path/'b/folds').iterdir()) if k in finished}==finished
+
+@pytest.mark.parametrize('name', ['preference/hh_harmless_dev.jsonl', 'preference/dpo_en_demo_dev.jsonl', 'preference/llmbar_dev.jsonl', 'preference/pandalm_dev.jsonl'])
+def test_preferences_of_people(model, data, tmp_path, name):
+    "Reward model and DPO take each public form of pairs"
+    args = ['--data', data/name, '--model', model, '--max_steps', 2, '--bs', 2, '--seq_len', 256, '--valid', '0.05']
+    run('reward', *args, '--out', tmp_path/'rm')
+    run('dpo', *args, '--out', tmp_path/'dpo')
+    m = metrics(tmp_path/'dpo')
+    assert 0<=metrics(tmp_path/'rm')['pair_accuracy']<=1 and metrics(tmp_path/'rm')['ties']==0
+    assert {'pair_accuracy', 'reward_margin', 'chosen_logp_change'}<=set(m) and m['trainable_params']<m['total_params']/5
+    assert m['reward_margin_before']==pytest.approx(0, abs=1e-5)                 # the policy begins as its reference
+
+def test_the_whole_loop_of_preferences(model, data, tmp_path):
+    "Answers are drawn and ranked, a reward model learns from the ranks, PPO follows it, and the model can be asked"
+    prompts = tmp_path/'prompts.jsonl'
+    prompts.write_text('\n'.join(json.dumps(dict(prompt=f'What did Alice do in room {i}?')) for i in range(12)))
+    run('collect', '--prompts', prompts, '--model', model, '--n', 3, '--max_new_tokens', 6, '--out', tmp_path/'c')
+    rows = lines(tmp_path/'c/rankings.jsonl')
+    assert rows and all(len(r['responses'])==len(r['ranks'])>1 for r in rows)
+    ranked = tmp_path/'ranked.jsonl'
+    ranked.write_text('\n'.join(json.dumps(dict(r, ranks=[1+(i>0) for i in range(len(r['ranks']))])) for r in rows))
+    run('collect', '--prompts', prompts, '--model', model, '--n', 3, '--max_new_tokens', 6, '--by', ranked, '--out', tmp_path/'d')
+    assert lines(tmp_path/'d/rankings.jsonl')==lines(ranked)
+    run('reward', '--data', ranked, '--model', model, '--ties', '--max_steps', 2, '--bs', 2, '--valid', '0.2', '--out', tmp_path/'rm')
+    assert metrics(tmp_path/'rm')['ties']>0
+    run('ppo', '--prompts', prompts, '--model', model, '--reward', tmp_path/'rm', '--max_steps', 2, '--n', 8, '--bs', 4, '--max_new_tokens', 6, '--out', tmp_path/'ppo')
+    m = metrics(tmp_path/'ppo')
+    assert {'reward_before', 'reward_after', 'kl'}<=set(m) and len(log := lines(tmp_path/'ppo/log.jsonl'))>0
+    assert all({'step', 'tokens', 'loss', 'lr', 'tokens_per_s'}<=set(r) for r in log)
+    assert isinstance(run('chat', '--model', tmp_path/'ppo', '--prompt', 'Who?', '--max_new_tokens', 3), str)
+
+def test_ranking_by_hand(model, tmp_path, monkeypatch):
+    "A person's letters become ranks; what is no ranking is asked for again"
+    prompts,said = tmp_path/'p.jsonl',iter(['B >', *['A = B']*9])
+    prompts.write_text('{"prompt": "Why?"}\n{"prompt": "Who?"}\n')
+    monkeypatch.setattr('builtins.input', lambda text: next(said))
+    monkeypatch.setattr('lmft.preferences.by_hand.__defaults__', (lambda text: next(said),))
+    run('collect', '--prompts', prompts, '--model', model, '--n', 2, '--by', 'human', '--max_new_tokens', 5, '--out', tmp_path/'c')
+    assert all(r['ranks']==[1, 1] for r in lines(tmp_path/'c/rankings.jsonl'))
+
+def test_what_is_refused(model, data, tmp_path):
+    "One line that names the file or the option, and nothing left behind"
+    new,broken = ['--model', model, '--out', tmp_path/'new'],data/'broken'
+    same = broken/'preference_chosen_equals_rejected.jsonl'
+    for command in ('reward', 'dpo'): assert same.name in run(command, '--data', same, *new, code=2)
+    for command in ('evaluate', 'loco'): assert 'sni_no_definition' in run(command, '--tasks', broken/'sni_no_definition.json', *new, code=2)
+    assert 'nowhere' in run('evaluate', '--tasks', tmp_path/'nowhere', *new, code=2)
+    assert 'prompt' in run('collect', '--prompts', data/'sentiment/sst2_dev.jsonl', *new, code=2)
+    assert 'prompt' in run('dpo', '--data', data/'sentiment/sst2_dev.jsonl', *new, code=2)
+    assert '--how' in run('make', '--how', 'magic', '--data', same, '--out', tmp_path/'new', code=2)
+    assert '--guideline' in run('make', '--how', 'guidelines', '--data', same, '--out', tmp_path/'new', code=2)
+    pairs = data/'preference/llmbar_dev.jsonl'
+    assert 'adapter' in run('dpo', '--data', pairs, '--method', 'full', '--reference', 'adapter', *new, code=2)
+    assert 'prefix' in run('ppo', '--prompts', pairs, '--reward', model, '--method', 'prefix', '--n', 4, *new, code=2)
+    assert not (tmp_path/'new').exists()
