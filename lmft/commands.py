@@ -211,21 +211,11 @@ def _read_json(path, kind):
 
 # %% ../nbs/20b_commands.ipynb #fbfe13da
 def _by_guidelines(o, bad):
-    from lmft.core import BadRecord, LmftError
+    from lmft.core import LmftError
     from lmft.instructions import from_guidelines, read_guideline
-    from lmft.records import jsonl_rows
     if not o['guideline']: raise LmftError('--how guidelines needs --guideline, the JSON file of a guideline')
-    guideline,said = read_guideline(o['guideline']),[]
-    for path in map(Path, o['data']):
-        if not path.is_file(): raise LmftError(f'{path}: no such file; answers of annotators are a .jsonl file')
-        for place,row in jsonl_rows(path):
-            missing = {'input', 'output', 'annotator'}-set(row) if isinstance(row, dict) else {'input'}
-            if isinstance(row, dict) and not missing: said.append(row); continue
-            why = str(row) if isinstance(row, BadRecord) else f"has no {', '.join(sorted(missing))}"
-            e = BadRecord(why, file=path, **place, mend='give input, output and annotator')
-            if o['on_bad']!='skip': raise e
-            bad.append(e)
-    rows,back,agree = from_guidelines(guideline, said)
+    guideline = read_guideline(o['guideline'])
+    rows,back,agree = from_guidelines(guideline, read_all(o, o['data'], [{'input', 'output', 'annotator'}], bad))
     return rows, {'sent_back.jsonl': back}, {f'agreement_{k}': v for k,v in (agree or {}).items()}
 
 # %% ../nbs/20b_commands.ipynb #050a4796

@@ -117,6 +117,12 @@ def _self_instruct(r):
         with _within(f'instances[{i}]'): records.append(_alpaca({**instance, 'instruction': r['instruction']}))
     return records
 
+# %% ../nbs/02_records.ipynb #b1b3681b
+@_shape('input output annotator', 'instruction input output annotator')
+def _annotated(r):
+    extra = '' if r.get('instruction') is None else _text(r, 'instruction', blank=True)
+    return dict(instruction=extra, **{k: _text(r, k) for k in ('input', 'output', 'annotator')})
+
 # %% ../nbs/02_records.ipynb #f5bd31b2
 @_shape('prompt completion', 'prompt completion')
 def _completion(r): return dict(prompt=_text(r, 'prompt'), completion=_text(r, 'completion'))

@@ -85,14 +85,14 @@ def test_rows_by_a_model(model, data, tmp_path):
     assert not (tmp_path/'b').exists(), err
 
 def test_evaluate_on_real_tasks(model, tasks, tmp_path):
-    run('evaluate', '--tasks', *tasks, '--model', model, '--shots', 1, '--n', 4, '--seq_len', 200, '--max_new_tokens', 4, '--out', tmp_path/'a')
+    run('evaluate', '--tasks', *tasks, '--model', model, '--shots', 1, '--n', 4, '--seq_len', 320, '--max_new_tokens', 4, '--out', tmp_path/'a')
     rows = list(csv.DictReader(open(tmp_path/'a/tasks.csv')))
     assert len(rows)==4 and {'task', 'cluster', 'n', 'metric', 'score', 'se'}==set(rows[0])
     assert metrics(tmp_path/'a')['mean']==pytest.approx(sum(float(r['score']) for r in rows)/4)
 
 def test_loco_on_real_tasks(model, tasks, tmp_path, monkeypatch):
     "Two clusters of two tasks; a run that dies in a fold keeps what was finished, and ends with the same table"
-    args = ['loco', '--tasks', *tasks, '--model', model, '--n', 4, '--rows', 16, '--max_steps', 2, '--bs', 2, '--seq_len', 200, '--max_new_tokens', 4]
+    args = ['loco', '--tasks', *tasks, '--model', model, '--n', 4, '--rows', 16, '--max_steps', 2, '--bs', 2, '--seq_len', 320, '--max_new_tokens', 4]
     run(*args, '--out', tmp_path/'a')
     table = (tmp_path/'a/loco.csv').read_text()
     rows = list(csv.DictReader(io.StringIO(table)))
@@ -120,7 +120,7 @@ def test_loco_on_real_tasks(model, tasks, tmp_path, monkeypatch):
 @pytest.mark.parametrize('name', ['preference/hh_harmless_dev.jsonl', 'preference/dpo_en_demo_dev.jsonl', 'preference/llmbar_dev.jsonl', 'preference/pandalm_dev.jsonl'])
 def test_preferences_of_people(model, data, tmp_path, name):
     "Reward model and DPO take each public form of pairs"
-    args = ['--data', data/name, '--model', model, '--max_steps', 2, '--bs', 2, '--seq_len', 256, '--valid', '0.05']
+    args = ['--data', data/name, '--model', model, '--max_steps', 2, '--bs', 2, '--seq_len', 800, '--valid', '0.05']
     run('reward', *args, '--out', tmp_path/'rm')
     run('dpo', *args, '--out', tmp_path/'dpo')
     m = metrics(tmp_path/'dpo')
