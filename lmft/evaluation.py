@@ -96,12 +96,14 @@ def _above(path, name='categories.json'):
     "The file `name` beside `path` or in the folder above it"
     return next((d/name for d in (path.parent, path.parent.parent) if (d/name).exists()), None)
 
+def _document(path):
+    with _open(path) as f: return json.load(f)
+
 def _task_facts(name, path, categories):
-    "Cluster of a task where `categories` names it, and the data sets it was made from"
-    with _open(path) as f: doc = json.load(f)
+    "The cluster of a task where `categories` names it, and the data sets that it was made from"
     listed = categories or _above(path)
     known = listed if isinstance(listed, dict) else json.loads(Path(listed).read_text()) if listed else {}
-    sources = [s for s in doc.get('Source') or [] if isinstance(s, str)]
+    sources = [s for s in _document(path).get('Source') or [] if isinstance(s, str)]
     return dict(sources=sources or [name], **({'cluster': known[name]} if name in known else {}))
 
 # %% ../nbs/15_evaluation.ipynb #b58c8b5c
@@ -129,14 +131,14 @@ def read_tasks(
 ) -> list:            # Of dict: task, cluster, sources, instruction, input, output, references, options, id
     "Rows of tasks from files, with the clusters and the source data sets of the tasks"
     files,rows = _task_files(paths),[]
-    for name,rs in _groups([_task_record(r) for r in read_records([*files.values()], on_bad, bad)]).items():
+    records = [*read_records([*files.values()], on_bad, bad)]
+    if any('task' not in r for r in records):
+        path = next(p for p in files.values() if 'Instances' not in _document(p))
+        raise LmftError(f'{path}: holds no task; a task file has Definition, Categories and Instances')
+    for name,rs in _groups(records).items():
         facts = _task_facts(name, files[name], categories)
         rows += [dict(r, **facts) for r in with_options(rs)]
     return rows
-
-def _task_record(r):
-    if 'task' in r: return r
-    raise LmftError('the files hold records, but no tasks; a task file has Definition, Categories, Instances')
 
 # %% ../nbs/15_evaluation.ipynb #42bdf5f0
 def _hash(text): return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -202,11 +204,10 @@ def evaluate(
 ):                         # DataFrame: task, cluster, n, metric, score, se
     "A row a task: options are chosen by their log-probability, other answers are written"
     said,table = respond(model, tok, rows, examples, chat, max_new_tokens, bs),[]
-    for name,idxs in _groups([dict(task=r['task'], i=i) for i,r in enumerate(rows)]).items():
-        idxs = [d['i'] for d in idxs]
-        metric = metric_of([rows[i] for i in idxs])
-        scores = [grade(rows[i], said[i], metric) for i in idxs]
-        table.append(dict(task=name, cluster=rows[idxs[0]]['cluster'], n=len(idxs), metric=metric,
+    for name,rs in _groups([dict(r, said=s) for r,s in zip(rows, said)]).items():
+        metric = metric_of(rs)
+        scores = [grade(r, r['said'], metric) for r in rs]
+        table.append(dict(task=name, cluster=rs[0]['cluster'], n=len(rs), metric=metric,
                           score=statistics.fmean(scores), se=standard_error(scores)))
     return pd.DataFrame(table)
 
@@ -314,7 +315,7 @@ def tune(
     exs = sft_examples([*map(record, rows)], tok)
     dls = lm_dls(exs, exs[:bs], tok, seq_len, bs=bs, packed=False, seed=seed, device=model.device)
     learn = tune_learner(dls, model, method, lr, cbs)
-    learn.fit_cos(steps=steps)
+    with learn.no_bar(), learn.no_logging(): learn.fit_cos(steps=steps)
     return learn.model.hf
 
 # %% ../nbs/15_evaluation.ipynb #f43c9552
@@ -360,7 +361,8 @@ def loco(
     **kwargs                # Of `tune`: method, steps, lr, bs
 ):                          # DataFrame: cluster, task, n, metric, `columns`, and `_se` of each
     "Scores before tuning, and after it with the task left out, with its cluster left out, and with nothing left out"
-    train,test = (fitting(rows, tok, seq_len, chat) for rows in (train, test))
+    train,test = (_groups(fitting(rows, tok, seq_len, chat)) for rows in (train, test))
+    train,test = ([r for t in train if t in test for r in side[t]] for side in (train, test))
     folds,base,how = make_folds(train, seed),fresh(),dict(chat=chat, max_new_tokens=max_new_tokens)
     key = _fingerprint(base, train, test, shots, seq_len, seed, how, kwargs)
     def untuned(k):

@@ -14,13 +14,18 @@ from lmft.world.tasks import task_rows
 
 names = 'food_review', 'film_review', 'kind_of', 'same_kind', 'find_person', 'find_city', 'find_company'
 
-@pytest.fixture(scope='module')
-def rows():
+def make_rows():
     world = World(0)
     return [[r for n in names for r in task_rows(world, n, k, split)] for k,split in ((24, 'train'), (6, 'test'))]
 
+def make_tok(rows):
+    return train_tokenizer([f"{r['instruction']} Q: {r['input']} A: {r['output']}" for r in rows[0]], vocab_size=800)
+
 @pytest.fixture(scope='module')
-def tok(rows): return train_tokenizer([f"{r['instruction']} Q: {r['input']} A: {r['output']}" for r in rows[0]], vocab_size=800)
+def rows(): return make_rows()
+
+@pytest.fixture(scope='module')
+def tok(rows): return make_tok(rows)
 
 def run(rows, tok, **kwargs):
     def fresh():
@@ -64,12 +69,13 @@ def test_nothing_left_out_was_trained_on(whole, rows, tok):
         for r in test+(train if fold.kind!='all' else []):
             if r['task'] in fold.scored: assert squeezed(f"Q: {r['input']}\nA:") not in said
             if r['task'] in fold.scored and fold.kind=='loco': assert squeezed(r['instruction']) not in said
-        asked = [r for r in train if r['task'] in fold.tasks]                          # the same look finds what is there
+        asked = [r for r in train if r['task'] in fold.tasks]        # the same look finds what is there
         assert any(squeezed(f"Q: {r['input']}\nA:") in said for r in asked)
 
 def test_a_planted_leak_is_refused(rows, tok, monkeypatch):
     train,test = rows
-    stray = dict(next(r for r in train if r['task']=='kind_of'), task='find_city', cluster='extraction', instruction='Which city is named?')
+    stray = next(r for r in train if r['task']=='kind_of')
+    stray = dict(stray, task='find_city', cluster='extraction', instruction='Which city is named?')
     for f,rs in zip(fs:=make_folds(train+[stray]), fold_rows(fs, train+[stray], test)):
         assert f.kind=='all' or 'kind_of' not in f.scored or stray['input'] not in [r['input'] for r in rs]
         check_leaks(f, rs, forbidden(f, train+[stray], test))
@@ -106,21 +112,31 @@ def test_killed_for_good(whole, tmp_path):
     code = '''import os, sys
 sys.path.insert(0, sys.argv[2])
 from test_evaluation import *
-world = World(0)
-rows = [[r for n in names for r in task_rows(world, n, k, split)] for k,split in ((24, 'train'), (6, 'test'))]
-tok = tok.__wrapped__(rows) if hasattr(tok, '__wrapped__') else tok._get_wrapped_function()(rows)
 class Die(Callback):
     def after_batch(self): os._exit(9)
-run(rows, tok, out=Path(sys.argv[1]), cbs=lambda f: [Die()] if sys.argv[3]=='die' and f.kind=='loto' else [])'''
-    def process(how): return subprocess.run([sys.executable, '-c', code, str(tmp_path), str(Path(__file__).parent), how]).returncode
+rows = make_rows()
+def cbs(fold): return [Die()] if sys.argv[3]=='die' and fold.kind=='loto' else []
+run(rows, make_tok(rows), out=Path(sys.argv[1]), cbs=cbs)'''
+    def process(how):
+        return subprocess.run([sys.executable, '-c', code, str(tmp_path), str(Path(__file__).parent), how]).returncode
     assert process('die')==9
     assert len(finished(tmp_path))==5
     assert process('live')==0
     assert (tmp_path/'loco.csv').read_bytes()==(whole[0]/'loco.csv').read_bytes()
 
 def test_other_settings_are_refused(whole, rows, tok):
-    with pytest.raises(LmftError, match='another model, data or settings'): run(rows, tok, out=whole[0], steps=4)
-    with pytest.raises(LmftError, match='another model, data or settings'): run([rows[0], rows[1][1:]], tok, out=whole[0])
+    train,test = rows
+    for other in (dict(rows=rows, steps=4), dict(rows=[train, test[1:]]), dict(rows=[train[::-1], test])):
+        with pytest.raises(LmftError, match='another model, data or settings'): run(tok=tok, out=whole[0], **other)
+
+def test_in_conversations_with_an_adapter(rows, tok):
+    table = run(rows, tok, chat=True, method='lora', steps=1)
+    assert len(table)==len(names) and not table.isna().any().any()
+
+def test_tasks_without_rows_to_ask_are_left_out(rows, tok):
+    train,test = rows
+    table = run([train, [r for r in test if r['task']!='kind_of']], tok, steps=1)
+    assert {*table.task}=={*names}-{'kind_of'} and not table.isna().any().any()
 
 def test_world_files_are_the_rows(tmp_path):
     world = World(0)
@@ -143,10 +159,14 @@ def test_real_tasks(data):
     assert len({len(f.tasks) for f in folds})==1
     inference = next(f for f in folds if f.name=='Textual Entailment')
     assert 'task190_snli_classification' in inference.scored
-    assert not [t for t in inference.tasks if 'snli' in t or 'scitail' in t]            # of the same sources, other clusters
+    assert not [t for t in inference.tasks if 'snli' in t or 'scitail' in t]  # other clusters, same sources
     for f,rs in zip(folds, fold_rows(folds, train, test)): check_leaks(f, rs, forbidden(f, train, test))
 
-@pytest.mark.parametrize('content,why', [('{}', 'is one object'), ('[1', 'JSON'), ('{"Instances": []}', 'Categories|Definition')])
+def test_records_that_are_no_tasks(tmp_path):
+    (tmp_path/'a.json').write_text(json.dumps([dict(instruction='Add.', input='1 1', output='2')]))
+    with pytest.raises(LmftError, match='a.json: holds no task'): read_tasks(tmp_path)
+
+@pytest.mark.parametrize('content,why', [('{}', 'is one object'), ('[1', 'JSON'), ('{"Instances": []}', 'Categories')])
 def test_broken_files(tmp_path, content, why):
     (tmp_path/'task.json').write_text(content)
     with pytest.raises(LmftError, match=why): read_tasks(tmp_path)
