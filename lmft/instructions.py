@@ -396,12 +396,13 @@ def world_author(
 
 # %% ../nbs/14_instructions.ipynb #259c6c7f
 def tune_chat(
+    model,            # Causal base
+    tok,              # Its tokenizer
     world,            # World that is asked about
-    seed:int=0,       # Of the base, the rows and their order
+    seed:int=0,       # Of the rows and their order
     steps:int=450,    # Optimiser steps of 32 rows
-):                    # (learner, tok)
+):                    # The learner; its model is tuned
     "Tune a causal base on questions, on answers of mixed quality, and on some of the text it was made from"
-    model,tok = load_base(seed=seed)
     known = [f for f in world.now(frequent=True) if asked(f)]
     def chat(r): return [dict(role=p, content=r[k]) for p,k in (('user', 'prompt'), ('assistant', 'completion'))]
     mixed = [dict(messages=chat(r)) for r in judge.mixed_rows(world, 1500, rude=.4, wrong=.03, seed=seed)]
@@ -410,7 +411,7 @@ def tune_chat(
     set_seed(seed)
     learn = lm_learner(lm_dls(exs, exs[::20], tok, 96, bs=32, packed=False, seed=seed), model, lr=1e-3)
     learn.fit_cos(steps=steps)
-    return learn, tok
+    return learn
 
 # %% ../nbs/14_instructions.ipynb #031f4d00
 def make_chat(
@@ -424,7 +425,8 @@ def make_chat(
     with FileLock(f'{path}.lock'):
         if path.exists(): return path
         print(f'making the chat model in {path}: about 1 minute, once')
-        learn,tok = tune_chat(World(0), seed)
+        model,tok = load_base(seed=seed)
+        learn = tune_chat(model, tok, World(0), seed)
         with atomic_path(path) as tmp:
             learn.model.hf.save_pretrained(tmp)
             tok.save_pretrained(tmp)
