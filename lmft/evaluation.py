@@ -99,10 +99,18 @@ def _above(path, name='categories.json'):
 def _document(path):
     with _open(path) as f: return json.load(f)
 
+def _clusters(listed):
+    "Task → cluster, from a dict, a JSON file or nothing"
+    if not listed or isinstance(listed, dict): return listed or {}
+    try: known = json.loads(Path(listed).read_text(encoding='utf-8'))
+    except (OSError, ValueError) as e: raise LmftError(f'{listed}: cannot be read as JSON: {e}') from None
+    if not isinstance(known, dict) or not all(isinstance(v, str) for v in known.values()):
+        raise LmftError(f'{listed}: must be one object that gives each task the name of its cluster')
+    return known
+
 def _task_facts(name, path, categories):
     "The cluster of a task where `categories` names it, and the data sets that it was made from"
-    listed = categories or _above(path)
-    known = listed if isinstance(listed, dict) else json.loads(Path(listed).read_text()) if listed else {}
+    known = _clusters(categories or _above(path))
     sources = [s for s in _document(path).get('Source') or [] if isinstance(s, str)]
     return dict(sources=sources or [name], **({'cluster': known[name]} if name in known else {}))
 

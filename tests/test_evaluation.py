@@ -10,7 +10,7 @@ from lmft.evaluation import check_leaks, columns, forbidden, fold_rows, loco, ma
 from lmft.models import new_model
 from lmft.world.facts import World
 from lmft.world.judge import write_world
-from lmft.world.tasks import task_rows
+from lmft.world.tasks import sni_task, task_rows
 
 names = 'food_review', 'film_review', 'kind_of', 'same_kind', 'find_person', 'find_city', 'find_company'
 
@@ -170,3 +170,9 @@ def test_records_that_are_no_tasks(tmp_path):
 def test_broken_files(tmp_path, content, why):
     (tmp_path/'task.json').write_text(content)
     with pytest.raises(LmftError, match=why): read_tasks(tmp_path)
+
+def test_broken_categories(tmp_path):
+    (tmp_path/'a.json').write_text(json.dumps(sni_task(World(0), 'calculate', 8)))
+    for content,why in (('[1', 'cannot be read as JSON'), ('["a"]', 'must be one object')):
+        (tmp_path/'categories.json').write_text(content)
+        with pytest.raises(LmftError, match=why): read_tasks(tmp_path)
