@@ -269,11 +269,21 @@ def _room(o, model):
     if o['seq_len'] and o['seq_len']>room: raise LmftError(f"--seq_len is {o['seq_len']}, but the model has {room} positions")
     return o['seq_len'] or min(512, room)
 
+def _that_fit(o, sides, tok, seq_len):
+    "Rows that fit into `seq_len` tokens, and how many do not; a task of which none does is refused"
+    from lmft.core import LmftError
+    from lmft.evaluation import fitting
+    kept = [fitting(rows, tok, seq_len, o['chat']) for rows in sides]
+    for rows,fit in zip(sides, kept):
+        if lost := {r['task'] for r in rows}-{r['task'] for r in fit}:
+            raise LmftError(f'task {min(lost)} has no row that fits into {seq_len} tokens; raise --seq_len or leave it out')
+    return *kept, sum(map(len, sides))-sum(map(len, kept))
+
 # %% ../nbs/20b_commands.ipynb #7489a298
 def evaluate(**o):
     "Ask a model tasks, with solved examples in the prompt or without"
     from lmft.core import atomic_write, set_seed
-    from lmft.evaluation import evaluate as ask, fitting, mean_score, shown_examples
+    from lmft.evaluation import evaluate as ask, mean_score, shown_examples
     from lmft.models import load_model
     o = complete('evaluate', o)
     device,_ = check_options(o)
@@ -282,13 +292,14 @@ def evaluate(**o):
     model = load_model(path).to(device)
     seq_len = _room(o, model)
     set_seed(o['seed'])
-    test = fitting(test, tok, seq_len, o['chat'])
+    test,long = _that_fit(o, [test], tok, seq_len)
     shown = shown_examples(test, train, o['shots'], tok, seq_len, o['chat'], o['seed'])
     table = ask(model, tok, test, shown, o['chat'], o['max_new_tokens'])
     begin_folder(out, run_config(o, device), bad)
     with atomic_write(out/'tasks.csv') as f: f.write(table.to_csv(index=False))
     mean,se = mean_score(table['score'], table['se'])
-    return write_metrics(o, out, dict(mean=mean, mean_se=se, tasks=len(table), rows=len(test)), bad)
+    return write_metrics(o, out, dict(mean=mean, mean_se=se, tasks=len(table), rows=len(test),
+                                      left_out_too_long=long), bad)
 
 # %% ../nbs/20b_commands.ipynb #ecf4bfba
 def loco(**o):
@@ -303,6 +314,7 @@ def loco(**o):
     out = free_folder(o['out'], o['overwrite'] or o['resume'])
     path,tok,train,test,bad = _to_ask(o, o['rows'])
     seq_len = _room(o, load_model(path))
+    train,test,long = _that_fit(o, [train, test], tok, seq_len)
     make_folds(train, o['seed'])                                                # what cannot be left out is said now
     set_seed(o['seed'])
     if not (o['resume'] and (out/'folds').exists()): begin_folder(out, run_config(o, device, lr=o['lr']), bad)
@@ -315,7 +327,7 @@ def loco(**o):
                       o['max_new_tokens'], o['seed'], logged, method=o['method'], steps=o['max_steps'], lr=o['lr'],
                       bs=o['bs'])
     plot_bars(table, columns, out/'loco.png')
-    return write_metrics(o, out, column_means(table), bad)
+    return write_metrics(o, out, column_means(table) | dict(left_out_too_long=long), bad)
 
 # %% ../nbs/20b_commands.ipynb #ee9f468d
 def collect(**o):

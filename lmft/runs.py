@@ -189,8 +189,9 @@ def begin_folder(out, config, bad=()):
     if bad: write_jsonl([b.as_dict() for b in bad], out/'bad_records.jsonl')
 
 def write_metrics(o, out, metrics, bad=()):
-    "The figures of a run, its last file; returns them"
+    "The figures of a run, its last file, with null for what cannot be known; returns them"
     from lmft.core import atomic_write
+    metrics = {k: None if v!=v else v for k,v in metrics.items()}
     if o['on_bad']=='skip': metrics['bad_records'] = len(bad)
     with atomic_write(out/'metrics.json') as f: json.dump(metrics, f, indent=1)
     return metrics
