@@ -341,7 +341,7 @@ def dpo_learner(
     method:str='full',       # What is trained, as in `trainable`
     beta:float=.1,           # How dear it is to leave the reference
     reference:str='cached',  # 'adapter', 'copy' or 'cached'
-    lr:float=None,           # Highest rate; None: a fifth of `usual_lr`
+    lr:float=None,           # Highest rate; None: a tenth of `usual_lr`
     cbs=(),                  # More callbacks
     **kwargs                 # Other arguments of `lm_learner`
 ):
@@ -350,7 +350,7 @@ def dpo_learner(
     policy,own = references[reference](dls, model, method)
     def _loss(pred, ref, tokens, n):
         return dpo_loss(*row_logps(pred, tokens, n).unbind(1), *ref.unbind(1), beta)
-    return lm_learner(dls, policy, loss_func=_loss, metrics=dpo_metrics(beta), lr=lr or usual_lr(policy, method)/5,
+    return lm_learner(dls, policy, loss_func=_loss, metrics=dpo_metrics(beta), lr=lr or usual_lr(policy, method)/10,
                       cbs=[NoDropout(), *own, *L(cbs)], **kwargs)
 
 # %% ../nbs/16_preferences.ipynb #17dfa107
