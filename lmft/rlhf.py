@@ -11,7 +11,7 @@ Docs: https://lmft-org.github.io/lmft/rlhf.html.md"""
 
 # %% auto #0
 __all__ = ['sample_rollouts', 'token_stats', 'kl_rewards', 'gae', 'whiten', 'clipped_loss', 'value_loss', 'ppo_loss',
-           'ActorCritic', 'RolloutDL', 'Rollouts', 'ppo_learner', 'best_of', 'win_rate']
+           'ActorCritic', 'RolloutDL', 'Rollouts', 'ppo_learner', 'scaled_reward', 'best_of', 'win_rate']
 
 # %% ../nbs/17_rlhf.ipynb #490be0f1
 import copy, random
@@ -295,6 +295,18 @@ def ppo_learner(
     learn.recorder.train_metrics,learn.recorder.valid_metrics = True,False
     return learn
 
+# %% ../nbs/17_rlhf.ipynb #09b3f992
+def scaled_reward(
+    reward,        # `(prompts, answers)` -> numbers
+    prompts:list,  # Asked of the reference
+    answers:list,  # What it said
+):                 # `(prompts, answers)` -> list of float
+    "A reward of mean 0 and standard deviation 1 on these answers"
+    scores = torch.as_tensor(reward(prompts, answers), dtype=torch.float)
+    mean,sd = scores.mean(),scores.std(correction=0)
+    if not sd>0: raise LmftError('the reward gives all of these answers the same score; it can teach nothing')
+    return lambda prompts, answers: ((torch.as_tensor(reward(prompts, answers))-mean)/sd).tolist()
+
 # %% ../nbs/17_rlhf.ipynb #b9839684
 def best_of(
     model,       # Causal model
@@ -307,7 +319,7 @@ def best_of(
     "Of `n` answers to each prompt the one with the highest reward; no training at all"
     many = [p for p in prompts for _ in range(n)]
     said = [r['answer'] for r in sample_rollouts(model, tok, many, **kwargs)]
-    rewards = torch.tensor(reward(many, said), dtype=torch.float).view(-1, n)
+    rewards = torch.as_tensor(reward(many, said)).view(-1, n)
     return [said[i*n+j] for i,j in enumerate(rewards.argmax(1).tolist())]
 
 # %% ../nbs/17_rlhf.ipynb #00221863
