@@ -221,12 +221,16 @@ def read_guideline(
     where = '' if isinstance(guideline, dict) else f'{guideline}: '
     try: g = guideline if isinstance(guideline, dict) else json.loads(Path(guideline).read_text(encoding='utf-8'))
     except (OSError, ValueError) as e: raise LmftError(f'{where}cannot be read as JSON: {e}') from e
+    if not isinstance(g, dict): raise LmftError(f'{where}holds no guideline; give one object with named fields')
     missing,odd = {'name', 'instruction', 'exemplars'}-{*g},{*g}-{*_guideline_fields}
     if missing: raise LmftError(f"{where}the guideline has no {', '.join(sorted(missing))}")
     if odd:
         raise LmftError(f"{where}the guideline has fields {', '.join(sorted(odd))}; use {', '.join(_guideline_fields)}")
     for i,row in enumerate(g['exemplars'], 1):
-        if wrong := check_against(g, row): raise LmftError(f'{where}exemplar {i} breaks the guideline: {wrong[0]}')
+        try: wrong = check_against(g, row)
+        except (re.error, AttributeError, KeyError, TypeError, ValueError) as e:
+            raise LmftError(f'{where}exemplar {i} cannot be checked ({type(e).__name__}: {e})') from e
+        if wrong: raise LmftError(f'{where}exemplar {i} breaks the guideline: {wrong[0]}')
     return g
 
 # %% ../nbs/14_instructions.ipynb #a1f75ffe
