@@ -13,8 +13,8 @@ Docs: https://lmft-org.github.io/lmft/preferences.html.md"""
 __all__ = ['references', 'parse_ranking', 'write_ranking', 'rankings_to_pairs', 'split_by_prompt', 'as_asked', 'answer_pair',
            'reward_pair', 'pair_examples', 'PairDL', 'RewardDL', 'pair_dls', 'dpo_dls', 'reward_dls',
            'bradley_terry_loss', 'davidson_loss', 'NoDropout', 'PairAccuracy', 'reward_learner', 'reward_scores',
-           'dpo_loss', 'row_logps', 'Reference', 'cache_logps', 'dpo_metrics', 'dpo_learner', 'collect', 'rank_by',
-           'by_hand', 'write_rankings', 'RankingWidget']
+           'dpo_loss', 'row_logps', 'Reference', 'cache_logps', 'dpo_metrics', 'dpo_learner', 'win_rate', 'collect',
+           'rank_by', 'by_hand', 'write_rankings', 'RankingWidget']
 
 # %% ../nbs/16_preferences.ipynb #38a2ae68
 import copy, json, math, re
@@ -62,7 +62,8 @@ def write_ranking(ranks) -> str:
 # %% ../nbs/16_preferences.ipynb #0e176158
 def _ranking_pairs(r, ties):
     "Pairs of one ranking, best first"
-    order,rest = sorted(zip(r['ranks'], r['responses']), key=lambda x: x[0]),{k: v for k,v in r.items() if k not in ('responses', 'ranks')}
+    order = sorted(zip(r['ranks'], r['responses']), key=lambda x: x[0])
+    rest = {k: v for k,v in r.items() if k not in ('responses', 'ranks')}
     for i,(k,a) in enumerate(order):
         for m,b in order[i+1:]:
             if a.strip()==b.strip() or (k==m and not ties): continue
@@ -89,7 +90,7 @@ def split_by_prompt(
 
 # %% ../nbs/16_preferences.ipynb #b892d2c6
 def as_asked(prompt, tok):
-    "A question as the turn that a chat model answers; a conversation, or text for a tokenizer without template, as it is"
+    "A question as the turn that a chat model answers; a conversation, or text without a chat template, as it is"
     return [dict(role='user', content=prompt)] if isinstance(prompt, str) and tok.chat_template else prompt
 
 def answer_pair(row, tok) -> list:
@@ -103,10 +104,13 @@ def answer_pair(row, tok) -> list:
     return pair
 
 # %% ../nbs/16_preferences.ipynb #cdc8fd74
+def _at_end(ids, label):
+    "An example with one label, at its last token"
+    return dict(input_ids=ids, labels=F.pad(torch.full((len(ids)-1,), -100), (0, 1), value=label))
+
 def reward_pair(row, tok) -> list:
     "Examples of both sides of a pair; the last token of each is labelled 1, or 0 where the two tie"
-    def at_end(e): return dict(e, labels=F.pad(torch.full((len(e['input_ids'])-1,), -100), (0, 1), value=int(not row.get('tie'))))
-    return [at_end(e) for e in answer_pair(row, tok)]
+    return [_at_end(e['input_ids'], int(not row.get('tie'))) for e in answer_pair(row, tok)]
 
 # %% ../nbs/16_preferences.ipynb #e3d2e99f
 def pair_examples(
@@ -174,7 +178,7 @@ def bradley_terry_loss(
     chosen,    # Scores of the better answers, (pairs,)
     rejected,  # Scores of the others
 ):             # (pairs,)
-    "-log probability that the better answer wins (Bradley & Terry, 1952; for rewards Ouyang et al., 2022, arXiv:2203.02155)"
+    "-log probability that the better answer wins (Bradley & Terry, 1952; Ouyang et al., 2022, arXiv:2203.02155)"
     return -F.logsigmoid(chosen-rejected)
 
 def davidson_loss(
@@ -221,13 +225,14 @@ def reward_learner(
 ):
     "A Learner for a reward model"
     if HFModel(model).per_row is False or model.config.num_labels!=1 or not HFModel(model).causal:
-        raise LmftError("a reward model is a causal model with one number a text; load_model(path, 'rows', num_labels=1)")
+        raise LmftError("a reward model is causal, with one number a text; use load_model(path, 'rows', num_labels=1)")
     if nu is None and any(0 in e['labels'] for p in dls.train.dataset for e in p[:1]):
         raise LmftError('the pairs hold ties; give nu (1 is usual), or leave them out')
     def _loss(pred, decided):
-        chosen,rejected = pred.view(-1, 2).unbind(1)
-        return bradley_terry_loss(chosen, rejected) if nu is None else davidson_loss(chosen, rejected, decided[:, 0]==0, nu)
-    return tune_learner(dls, model, method, loss_func=_loss, metrics=PairAccuracy(), cbs=[NoDropout(), *L(cbs)], **kwargs)
+        sides = pred.view(-1, 2).unbind(1)
+        return bradley_terry_loss(*sides) if nu is None else davidson_loss(*sides, decided[:, 0]==0, nu)
+    return tune_learner(dls, model, method, loss_func=_loss, metrics=PairAccuracy(), cbs=[NoDropout(), *L(cbs)],
+                        **kwargs)
 
 # %% ../nbs/16_preferences.ipynb #8e6f3318
 def reward_scores(
@@ -242,8 +247,7 @@ def reward_scores(
     ends = [end]*len(answers) if isinstance(end, bool) else end
     exs = [_answer_example(as_asked(p, tok), a, tok, True) for p,a in zip(prompts, answers, strict=True)]
     ids = [e['input_ids'][:len(e['input_ids'])-(not k)] for e,k in zip(exs, ends, strict=True)]
-    exs = [dict(input_ids=i, labels=F.pad(torch.full((len(i)-1,), -100), (0, 1))) for i in ids]
-    return torch.cat([v[0] for v in predict(model, tok, exs, **kwargs)])
+    return torch.cat([v[0] for v in predict(model, tok, [_at_end(i, 0) for i in ids], **kwargs)])
 
 # %% ../nbs/16_preferences.ipynb #d703dea7
 def dpo_loss(
@@ -291,9 +295,10 @@ def cache_logps(
     "Compute the reference's log-probabilities of all pairs once, and keep them with the examples"
     rows = sorted(dl.dataset, key=_row_len)
     batches = dl.new(rows, shuffle=False, n_acc=1, device=model.device)
+    batches = tqdm(batches, desc='reference', disable=None, delay=2)
     with evaluating(model), torch.random.fork_rng():                  # what follows shall not depend on it
         wrapped = HFModel(model)
-        refs = [row_logps(wrapped(inputs), tokens, n).cpu() for inputs,_,tokens,n in tqdm(batches, desc='reference', disable=None, delay=2)]
+        refs = [row_logps(wrapped(inputs), tokens, n).cpu() for inputs,_,tokens,n in batches]
     for row,ref in zip(rows, torch.cat(refs).tolist()):
         for e,v in zip(row, ref): e['ref'] = v
 
@@ -301,7 +306,7 @@ def cache_logps(
 def _adapter(dls, model, method):
     tuned = trainable(model, method)
     if tuned is model or not isinstance(tuned, PeftModel):
-        raise LmftError(f"reference 'adapter' needs a new adapter, but method '{method}' trains the model itself; use copy or cached")
+        raise LmftError(f"reference 'adapter' needs an adapter, which method '{method}' does not add; use copy or cached")
     return tuned, [Reference(lambda: disabled(tuned))]
 
 def _copy(dls, model, method):
@@ -312,7 +317,7 @@ def _cached(dls, model, method):
     for dl in dls.loaders: cache_logps(dl, model.to(dl.device))
     return trainable(model, method), []
 
-references = dict(adapter=_adapter, copy=_copy, cached=_cached)  # Name → function of (dls, model, method): (policy, callbacks)
+references = dict(adapter=_adapter, copy=_copy, cached=_cached)  # (dls, model, method) → (policy, callbacks)
 
 # %% ../nbs/16_preferences.ipynb #9272ef04
 def _implicit(learn):
@@ -323,7 +328,9 @@ def _implicit(learn):
 def dpo_metrics(beta) -> list:
     "pair_accuracy, reward_margin and chosen_logp_change (nats), means over pairs"
     def _accuracy(learn): return _wins(*_implicit(learn).unbind(1))
-    def _margin(learn): return [beta*(_implicit(learn)@torch.tensor([1., -1.], device=learn.pred.device)).sum(), len(learn.yb[0])]
+    def _margin(learn):
+        chosen,rejected = _implicit(learn).unbind(1)
+        return [beta*(chosen-rejected).sum(), len(chosen)]
     def _change(learn): return [_implicit(learn)[:, 0].sum(), len(learn.yb[0])]
     return [_mean(_accuracy, 'pair_accuracy'), _mean(_margin, 'reward_margin'), _mean(_change, 'chosen_logp_change')]
 
@@ -334,7 +341,7 @@ def dpo_learner(
     method:str='full',       # What is trained, as in `trainable`
     beta:float=.1,           # How dear it is to leave the reference
     reference:str='cached',  # 'adapter', 'copy' or 'cached'
-    lr:float=None,           # Highest rate; None: a tenth of `usual_lr`
+    lr:float=None,           # Highest rate; None: a fifth of `usual_lr`
     cbs=(),                  # More callbacks
     **kwargs                 # Other arguments of `lm_learner`
 ):
@@ -343,8 +350,20 @@ def dpo_learner(
     policy,own = references[reference](dls, model, method)
     def _loss(pred, ref, tokens, n):
         return dpo_loss(*row_logps(pred, tokens, n).unbind(1), *ref.unbind(1), beta)
-    return lm_learner(dls, policy, loss_func=_loss, metrics=dpo_metrics(beta), lr=lr or usual_lr(policy, method)/10,
+    return lm_learner(dls, policy, loss_func=_loss, metrics=dpo_metrics(beta), lr=lr or usual_lr(policy, method)/5,
                       cbs=[NoDropout(), *own, *L(cbs)], **kwargs)
+
+# %% ../nbs/16_preferences.ipynb #17dfa107
+def win_rate(
+    prompts:list,  # What was asked
+    answers:list,  # Of the model in question
+    others:list,   # Of the model it is compared with
+    judge,         # Function of (prompt, responses): their ranks, such as `Judge(world).rank`
+) -> dict:         # wins, ties, losses, and rate: wins among decided comparisons
+    "How often one model's answers are ranked above another's"
+    ranks = [judge(p, [a, b]) for p,a,b in zip(prompts, answers, others, strict=True)]
+    wins,losses = sum(a<b for a,b in ranks),sum(a>b for a,b in ranks)
+    return dict(wins=wins, ties=len(ranks)-wins-losses, losses=losses, rate=wins/max(1, wins+losses))
 
 # %% ../nbs/16_preferences.ipynb #db71a495
 def collect(
@@ -359,7 +378,8 @@ def collect(
     "Sampled answers to each prompt, equal ones once; prompts with fewer than two different answers are left out"
     asked = [as_asked(p, tok) for p in prompts for _ in range(n)]
     said = generate(model, tok, asked, max_new_tokens, temperature, **kwargs)
-    rows = [dict(prompt=p, responses=list(dict.fromkeys(s.strip() for s in said[i*n:(i+1)*n]))) for i,p in enumerate(prompts)]
+    different = [list(dict.fromkeys(s.strip() for s in said[i:i+n])) for i in range(0, len(said), n)]
+    rows = [dict(prompt=p, responses=d) for p,d in zip(prompts, different)]
     return [r for r in rows if len(r['responses'])>1]
 
 # %% ../nbs/16_preferences.ipynb #1b19315d
@@ -373,8 +393,8 @@ def rank_by(
     if callable(judge): return [dict(r, ranks=judge(r['prompt'], r['responses'])) for r in rows]
     known = {_answers_key(r): dict(zip(r['responses'], r['ranks'])) for r in read_records(judge) if 'ranks' in r}
     for i,r in enumerate(rows):
-        if _answers_key(r) not in known: raise BadRecord(f'{judge} has no ranks for these answers', record=i+1, field='prompt',
-                                                mend='rank the answers to this prompt there')
+        if _answers_key(r) not in known:
+            raise BadRecord(f'{judge} has no ranks for these answers', record=i+1, mend='rank them there')
     return [dict(r, ranks=[known[_answers_key(r)][a] for a in r['responses']]) for r in rows]
 
 # %% ../nbs/16_preferences.ipynb #e454c6f5
@@ -406,7 +426,7 @@ class RankingWidget:
         path,       # JSON lines file of rankings; those in it count as done
     ):
         try: import ipywidgets
-        except ImportError as e: raise LmftError('ranking in a notebook needs ipywidgets; pip install ipywidgets') from e
+        except ImportError as e: raise LmftError('ranking here needs ipywidgets; pip install ipywidgets') from e
         self.path,self.w = Path(path),ipywidgets
         self.rows = list(read_records(self.path)) if self.path.exists() else []
         done = {_answers_key(r) for r in self.rows}
@@ -421,7 +441,8 @@ class RankingWidget:
             return
         r,w = self.todo[0],self.w
         asked = r['prompt'] if isinstance(r['prompt'], str) else r['prompt'][-1]['content']
-        self.ranks = [w.BoundedIntText(value=1, min=1, max=len(r['responses']), layout=dict(width='5em')) for _ in r['responses']]
+        most,narrow = len(r['responses']),dict(width='5em')
+        self.ranks = [w.BoundedIntText(value=1, min=1, max=most, layout=narrow) for _ in r['responses']]
         save = w.Button(description=f'Save ({len(self.todo)} to go)')
         save.on_click(lambda _: self.save())
         lines = [w.HBox([n, w.Label(a)]) for n,a in zip(self.ranks, r['responses'])]

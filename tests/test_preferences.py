@@ -1,14 +1,15 @@
 "Preferences beside TRL, in padding of all kinds, and on real files"
 import copy, os
 import pytest, torch
-from torch import nn
+from fastai.callback.core import Callback
+
+import lmft.adapters
 from lmft.core import BadRecord, LmftError, set_seed
 from lmft.batches import train_tokenizer
-from lmft.learner import HFModel, lm_learner
-from lmft.models import load_model, new_model, save_model, trainable
-from lmft.preferences import (PairDL, answer_pair, as_asked, cache_logps, dpo_dls, dpo_learner, dpo_loss, pair_dls,
-                              pair_examples, rankings_to_pairs, reward_dls, reward_learner, reward_scores, row_logps,
-                              split_by_prompt)
+from lmft.learner import HFModel
+from lmft.models import load_model, new_model, save_model
+from lmft.preferences import (PairDL, cache_logps, dpo_dls, dpo_learner, dpo_loss, pair_examples, rankings_to_pairs,
+                              reward_dls, reward_learner, reward_scores, row_logps, split_by_prompt)
 from lmft.records import read_records
 from lmft.world.facts import World
 from lmft.world.judge import pair_rows, ranking_rows
@@ -83,15 +84,11 @@ def test_reward_equals_trl(tmp_path):
     theirs_by_name = grads(trainer.model)
     for n,g in grads(mine).items(): torch.testing.assert_close(g, theirs_by_name[n], rtol=1e-3, atol=1e-6)
 
-class Kept:
+class LossLog(Callback):
     "Losses of the steps of a fit"
-    def __new__(cls):
-        from fastai.callback.core import Callback
-        class Keep(Callback):
-            order,run_valid = 90,False
-            def before_fit(self): self.losses = []
-            def after_batch(self): self.losses.append(self.loss.item())
-        return Keep()
+    order,run_valid = 90,False
+    def before_fit(self): self.rows = []
+    def after_batch(self): self.rows.append(self.loss.item())
 
 @pytest.mark.parametrize('dropout', [0., .3])
 @pytest.mark.parametrize('n_acc', [1, 2])
@@ -102,11 +99,11 @@ def test_reference_modes_are_equal(dropout, n_acc):
         dls = dpo_dls(rows[:16], rows[16:], tok, bs=4//n_acc, n_acc=n_acc)
         m = model(arch='gpt2', attn_pdrop=dropout, resid_pdrop=dropout, embd_pdrop=dropout)
         set_seed(0)
-        learn = dpo_learner(dls, m, 'lora', reference=reference, lr=3e-3, cbs=(keep := Kept()))
+        learn = dpo_learner(dls, m, 'lora', reference=reference, lr=3e-3, cbs=(keep := LossLog()))
         learn.fit_cos(2)
-        losses[reference] = keep.losses
-        assert abs(keep.losses[0]-.693147)<1e-5, 'the policy begins at its reference'
-        assert keep.losses[-1]<.6
+        losses[reference] = keep.rows
+        assert abs(keep.rows[0]-.693147)<1e-5, 'the policy begins at its reference'
+        assert keep.rows[-1]<.6
         assert not any(p.requires_grad for n,p in learn.model.named_parameters() if 'lora' not in n)
     for a,b,c in zip(*losses.values()):
         assert a==pytest.approx(b, abs=2e-5) and a==pytest.approx(c, abs=2e-5)
@@ -115,11 +112,11 @@ def test_full_tuning_has_a_reference_of_its_own():
     kept = {}
     for reference in ('copy', 'cached'):
         learn = dpo_learner(dpo_dls(rows[:16], rows[16:], tok, bs=4), model(), reference=reference, lr=1e-3,
-                            cbs=(keep := Kept()))
+                            cbs=(keep := LossLog()))
         learn.fit_cos(2)
-        kept[reference] = keep.losses
+        kept[reference] = keep.rows
     assert kept['copy']==pytest.approx(kept['cached'], abs=2e-5) and kept['copy'][-1]<.3
-    with pytest.raises(LmftError, match='needs a new adapter'):
+    with pytest.raises(LmftError, match='needs an adapter'):
         dpo_learner(dpo_dls(rows[:16], rows[16:], tok), model(), 'full', reference='adapter')
     with pytest.raises(LmftError, match='is unknown'):
         dpo_learner(dpo_dls(rows[:16], rows[16:], tok), model(), reference='none')
@@ -176,15 +173,27 @@ def test_transformers_scores_the_saved_model_alike(tmp_path):
             got = reward_scores(mine, tok, [r['prompt'] for r in rows], [r['chosen'] for r in rows])
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
-def test_reward_models_learn_with_all_methods():
-    "Loss of the training pairs falls to a third, in full and with adapters"
-    import lmft.adapters
-    for method,lr,epochs in (('full', 1e-3, 10), ('lora', 1e-2, 20), ('seq_adapter', 1e-2, 20), ('prompt', 3e-2, 0)):
-        dls = reward_dls(rows, rows, tok, bs=8)
-        learn = reward_learner(dls, model('rows', num_labels=1), method, lr=lr)
-        before = learn.validate()[0]
-        if epochs: learn.fit_cos(epochs)
-        if epochs: assert learn.validate()[0]<before/3, method
+@pytest.mark.parametrize('method', ['prompt:4', 'prefix:4', 'seq_adapter', 'par_adapter'])
+def test_reference_below_every_adapter(method):
+    "What is below the adapter is what its log-probabilities were cached from"
+    kept = {}
+    for reference in ('adapter', 'cached'):
+        set_seed(0)
+        m = model()
+        set_seed(0)
+        learn = dpo_learner(dpo_dls(rows[:8], rows[16:], tok, bs=4), m, method, reference=reference, lr=1e-2,
+                            cbs=(keep := LossLog()))
+        learn.fit_cos(2)
+        kept[reference] = keep.rows
+    assert kept['adapter']==pytest.approx(kept['cached'], abs=3e-5) and len(set(kept['cached']))==4
+
+@pytest.mark.parametrize('method,lr', [('full', 1e-3), ('lora', 1e-2)])
+def test_reward_models_learn(method, lr):
+    "Loss of the training pairs falls to a third"
+    learn = reward_learner(reward_dls(rows, rows, tok, bs=8), model('rows', num_labels=1), method, lr=lr)
+    before = learn.validate()[0]
+    learn.fit_cos(15)
+    assert learn.validate()[0]<before/3
 
 def test_ties_pull_scores_together():
     pairs = rankings_to_pairs(ranking_rows(World(0), 12), ties=True)
