@@ -3,7 +3,7 @@
 Reinforcement learning from human feedback: proximal policy optimisation (PPO) in the one loop. An epoch is a round:
 sample answers, score them with any reward, lay out what each token deserves, then update on minibatches. Rewards, KL
 to the reference, advantages, whitening and clipping are functions of a few lines; the value head reads the policy's
-last hidden state. `best_of` and `win_rate` stand beside it for comparison.
+last hidden state. `best_of` stands beside it for comparison.
 
 Docs: https://lmft-org.github.io/lmft/rlhf.html.md"""
 
@@ -11,7 +11,7 @@ Docs: https://lmft-org.github.io/lmft/rlhf.html.md"""
 
 # %% auto #0
 __all__ = ['sample_rollouts', 'token_stats', 'kl_rewards', 'gae', 'whiten', 'clipped_loss', 'value_loss', 'ppo_loss',
-           'ActorCritic', 'RolloutDL', 'Rollouts', 'ppo_learner', 'best_of', 'win_rate']
+           'ActorCritic', 'RolloutDL', 'Rollouts', 'ppo_learner', 'scaled_reward', 'best_of']
 
 # %% ../nbs/17_rlhf.ipynb #490be0f1
 import copy, random
@@ -25,6 +25,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Recorder, ValueMetric
 from fastcore.basics import patch, store_attr
 from fastcore.foundation import L
+from peft import PeftModel
 from torch import nn
 
 from .adapters import disabled
@@ -219,8 +220,10 @@ def collect(self:Rollouts,
     rs = sample_rollouts(self.model.hf, self.tok, prompts, self.max_new_tokens)
     scores = self.reward([r['prompt'] for r in rs], [r['answer'] for r in rs])
     own = token_stats(self.model, rs, self.tok.pad_token_id)
+    reference = HFModel(self.ref_model or self.model.hf)
+    reference.amp = self.model.amp                                                       # precision as the policy's
     with nullcontext() if self.ref_model else disabled(self.model.hf):
-        ref = token_stats(HFModel(self.ref_model or self.model.hf), rs, self.tok.pad_token_id)
+        ref = token_stats(reference, rs, self.tok.pad_token_id)
     for r,score,(logps,entropy,values),(ref_logps,_) in zip(rs, scores, own, ref, strict=True):
         r |= dict(score=float(score), reward=score-self.no_end*(not r['ended']), logps=logps, entropy=entropy,
                   values=values, ref_logps=ref_logps)
@@ -255,11 +258,10 @@ def _policy(model, method, ref_model):
     wrapped = HFModel(model)
     if not wrapped.causal or wrapped.per_row or wrapped.spans:
         raise LmftError(f'{type(model).__name__} writes no text; PPO needs a causal language model')
-    copied = None if method.partition(':')[0] in ('lora', 'seq_adapter', 'par_adapter') else copy.deepcopy(model)
     policy = trainable(model, method)
     if virtual_tokens(policy): raise LmftError(
         f"method '{method}': PPO pads prompts on the left, which a soft prompt or prefix cannot stand; use lora")
-    ref_model = ref_model or copied
+    if ref_model is None and (policy is model or not isinstance(policy, PeftModel)): ref_model = copy.deepcopy(model)
     return policy, ref_model and ref_model.requires_grad_(False)
 
 # %% ../nbs/17_rlhf.ipynb #24f9ac24
@@ -295,6 +297,18 @@ def ppo_learner(
     learn.recorder.train_metrics,learn.recorder.valid_metrics = True,False
     return learn
 
+# %% ../nbs/17_rlhf.ipynb #09b3f992
+def scaled_reward(
+    reward,        # `(prompts, answers)` -> numbers
+    prompts:list,  # Asked of the reference
+    answers:list,  # What it said
+):                 # `(prompts, answers)` -> list of float
+    "A reward of mean 0 and standard deviation 1 on these answers"
+    scores = torch.as_tensor(reward(prompts, answers), dtype=torch.float)
+    mean,sd = scores.mean(),scores.std(correction=0)
+    if not sd>0: raise LmftError('the reward gives all of these answers the same score; it can teach nothing')
+    return lambda prompts, answers: ((torch.as_tensor(reward(prompts, answers))-mean)/sd).tolist()
+
 # %% ../nbs/17_rlhf.ipynb #b9839684
 def best_of(
     model,       # Causal model
@@ -307,16 +321,5 @@ def best_of(
     "Of `n` answers to each prompt the one with the highest reward; no training at all"
     many = [p for p in prompts for _ in range(n)]
     said = [r['answer'] for r in sample_rollouts(model, tok, many, **kwargs)]
-    rewards = torch.tensor(reward(many, said), dtype=torch.float).view(-1, n)
+    rewards = torch.as_tensor(reward(many, said)).view(-1, n)
     return [said[i*n+j] for i,j in enumerate(rewards.argmax(1).tolist())]
-
-# %% ../nbs/17_rlhf.ipynb #00221863
-def win_rate(
-    scores,   # Of one model's answers, by one judge
-    others,   # Of another's to the same prompts
-    tie=1e-6, # Smallest difference that decides
-) -> dict:    # wins, losses, ties and rate
-    "How often one answer scores higher than the other; `rate` is wins over decided comparisons"
-    diffs = [a-b for a,b in zip(scores, others, strict=True)]
-    wins,losses = sum(d>tie for d in diffs),sum(d<-tie for d in diffs)
-    return dict(wins=wins, losses=losses, ties=len(diffs)-wins-losses, rate=wins/max(wins+losses, 1))

@@ -1,0 +1,107 @@
+"PPO under what a cell cannot hold: other architectures, windows of micro-batches, references, log and saved policy"
+import copy
+
+import pytest
+from lmft.core import LmftError, set_seed
+import torch
+from fastcore.test import test_close as close
+from transformers import AutoModelForCausalLM
+
+from lmft.adapters import disabled
+from lmft.batches import train_tokenizer
+from lmft.callbacks import StepLog
+from lmft.learner import HFModel
+from lmft.models import merge_adapter, new_model, save_model
+from lmft.rlhf import ActorCritic, gae, ppo_learner, sample_rollouts, token_stats
+
+texts = ['Left or right?', 'Left.', 'Right.', 'Where to, and which way first?', 'First left, then right.']
+
+@pytest.fixture(scope='module')
+def tok(): return train_tokenizer(texts*2, vocab_size=300)
+
+def small(tok, arch='llama', seed=0):
+    set_seed(seed)
+    return new_model(tok, seq_len=64, arch=arch)
+
+def asked(n): return [[dict(role='user', content=texts[3*(i%2)])] for i in range(n)]
+def short(prompts, answers): return [-len(a)/10 for a in answers]
+def quiet(learn, rounds=1, **kwargs):
+    with learn.no_bar(), learn.no_logging(): learn.fit(rounds, **kwargs)
+    return learn
+
+def test_gae_is_the_sum_of_discounted_surprises():
+    set_seed(0)
+    for n in (1, 2, 7):
+        r,v = torch.randn(2, n)
+        delta = r+.9*torch.cat([v[1:], torch.zeros(1)])-v
+        brute = [sum((.9*.8)**k*delta[t+k] for k in range(n-t)) for t in range(n)]
+        close(gae(r, v, .9, .8), torch.stack(brute), eps=1e-5)
+
+@pytest.mark.parametrize('arch', ['llama', 'gpt2', 'qwen3'])
+@pytest.mark.parametrize('pad_is_end', [False, True])
+def test_logps_are_those_of_one_answer_alone(tok, arch, pad_is_end):
+    tok,model = copy.deepcopy(tok),small(tok, arch).eval()
+    if pad_is_end: tok.pad_token = tok.eos_token
+    rs = sample_rollouts(model, tok, asked(6), 8, bs=4)
+    def alone(r):
+        with torch.no_grad(): logps = model(r['input_ids'][None]).logits[0].log_softmax(-1)
+        at = (r['labels']!=-100).nonzero()[:, 0]
+        return logps[at-1, r['input_ids'][at]]
+    truth = [alone(r) for r in rs]
+    for kw in (dict(bs=1), dict(bs=6), dict(bs=4, left=True)):
+        for (got,*_),want in zip(token_stats(HFModel(model), rs, tok.pad_token_id, **kw), truth): close(got, want, eps=1e-4)
+    for (got,*_),want in zip(token_stats(ActorCritic(model), rs[::-1], tok.pad_token_id)[::-1], truth):
+        close(got, want, eps=1e-4)
+
+@pytest.mark.parametrize('method', ['lora', 'full', 'last:1', 'seq_adapter'])
+def test_reference_stays_where_it_was(tok, method):
+    start = small(tok)
+    frozen,ids = copy.deepcopy(start).eval(),torch.tensor([tok(texts[3]).input_ids])
+    learn = quiet(ppo_learner(start, tok, asked(16), short, method, n=8, bs=8, max_new_tokens=6, lr=1e-2), 3)
+    close(learn.rollouts.rows[0]['kl'], 0., eps=1e-4)
+    assert abs(learn.rollouts.rows[-1]['kl'])>1e-2
+    with torch.no_grad():
+        want,now = frozen(ids).logits,learn.model.hf.eval()(ids).logits
+        if learn.rollouts.ref_model: ref = learn.rollouts.ref_model(ids).logits
+        else:
+            with disabled(learn.model.hf) as base: ref = base(ids).logits
+    close(ref, want, eps=1e-5)
+    assert (now-want).abs().max()>1e-3
+
+def test_window_of_micro_batches_trains_as_one_batch(tok):
+    def weights(bs, n_acc):
+        model = small(tok)
+        set_seed(1)
+        return quiet(ppo_learner(model, tok, asked(16), short, 'full', n=16, bs=bs, n_acc=n_acc, max_new_tokens=6)).model
+    a,b = (torch.cat([p.detach().flatten() for p in weights(*k).parameters()]) for k in ((8, 1), (2, 4)))
+    close(a, b, eps=1e-4)
+
+def test_each_pass_reads_every_rollout_once(tok):
+    learn = ppo_learner(small(tok), tok, asked(16), short, n=12, passes=3, bs=4)
+    order = learn.dls.train.shuffle_fn(list(range(36)))
+    assert [sorted(i%12 for i in order[k:k+12]) for k in (0, 12, 24)]==[list(range(12))]*3
+    assert order!=sorted(order)
+
+def test_cut_answers_pay_and_the_log_has_a_row_a_round(tok):
+    log = StepLog(100)
+    learn = ppo_learner(small(tok), tok, asked(16), lambda ps, said: [1.]*len(ps), n=8, bs=8, max_new_tokens=2, no_end=3.,
+                        cbs=log)
+    quiet(learn, 2)
+    assert len(learn.rollouts.rows)==3 and len(log.rows)==2
+    assert {'reward', 'kl', 'entropy', 'length', 'clipped', 'loss', 'tokens'}<=set(log.rows[0])
+    for r in learn.rollouts.rows: close(r['reward'], 1-3*(1-r['ended']), eps=1e-6)
+    assert learn.rollouts.rows[0]['ended']<1
+
+def test_policy_is_saved_as_any_other(tok, tmp_path):
+    learn = quiet(ppo_learner(small(tok), tok, asked(16), short, n=8, bs=8, max_new_tokens=4))
+    ids = torch.tensor([tok(texts[3]).input_ids])
+    merged,diff = merge_adapter(learn.model.hf, ids)
+    assert diff['max_logit_diff']<1e-4
+    save_model(merged, tok, tmp_path/'m')
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path/'m')
+    close(loaded.eval()(ids).logits.detach(), merged(ids).logits.detach(), eps=1e-5)
+
+def test_refusals(tok):
+    for method in ('prompt', 'prefix'):
+        with pytest.raises(LmftError, match='cannot stand'): ppo_learner(small(tok), tok, asked(8), short, method, n=8)
+    with pytest.raises(LmftError, match='writes no text'): ppo_learner(small(tok, 'bert'), tok, asked(8), short, n=8)
