@@ -414,8 +414,8 @@ def ppo(**o):
     from lmft.batches import load_tokenizer
     from lmft.core import set_seed
     from lmft.models import load_model
-    from lmft.preferences import reward_scores
-    from lmft.rlhf import ppo_learner
+    from lmft.preferences import as_asked, reward_scores
+    from lmft.rlhf import ppo_learner, sample_rollouts, scaled_reward
     o = complete('ppo', o)
     device,precision = check_options(o)
     out,path,judge,bad = free_folder(o['out'], o['overwrite']),model_dir(o['model']),model_dir(o['reward']),[]
@@ -423,9 +423,10 @@ def ppo(**o):
     set_seed(o['seed'])
     tok,model = load_tokenizer(path),load_model(path)
     judge_tok,judge = load_tokenizer(judge),load_model(judge, 'rows').to(device)
-    def scores(prompts, answers): return reward_scores(judge, judge_tok, prompts, answers).tolist()
     kept = []
     def learner(cbs):
+        first = sample_rollouts(model.to(device), tok, [as_asked(p, tok) for p in prompts[:256]], o['max_new_tokens'])
+        scores = scaled_reward(partial(reward_scores, judge, judge_tok), *zip(*((r['prompt'], r['answer']) for r in first)))
         kept.append(ppo_learner(model, tok, prompts, scores, o['method'], n=o['n'], bs=o['bs'], n_acc=o['n_acc'],
                                 lr=o['lr'], seed=o['seed'], beta=o['beta'], max_new_tokens=o['max_new_tokens'], cbs=cbs))
         return kept[0]
