@@ -39,13 +39,13 @@ def ours(rows, tok, bs, method):
     learn.dls.loaders[1] = []
     with learn.no_bar(), learn.no_logging(): return timed(lambda: learn.fit_cos(1))
 
-def trl(rows, tok, bs, method, **kwargs):
+def trl(rows, tok, bs, method):
     "The same with TRL; its LoRA takes the same matrices"
     from peft import LoraConfig
     from lmft.models import attention_layers
     lora = LoraConfig(r=8, lora_alpha=16, target_modules=attention_layers, task_type='CAUSAL_LM') if method=='lora' else None
     args = hf_args(bs, -1, DPOConfig, num_train_epochs=1, max_length=None, precompute_ref_log_probs=True,
-                   precompute_ref_batch_size=bs, **kwargs)
+                   precompute_ref_batch_size=bs)
     trainer = DPOTrainer(llama(256, 4096), args=args, train_dataset=Dataset.from_list([conversation(r) for r in rows]),
                          processing_class=tok, peft_config=lora)
     sys.stdout,out = open(os.devnull, 'w'),sys.stdout
@@ -61,8 +61,7 @@ def main():
     rows,table = pairs(o.pairs),[]
     tok = train_tokenizer([' '.join(words)], 600)
     for method in ('full', 'lora'):
-        contestants = {'lmft': lambda: ours(rows, tok, 8, method), 'TRL': lambda: trl(rows, tok, 8, method),
-                       'TRL, like lengths together': lambda: trl(rows, tok, 8, method, train_sampling_strategy='group_by_length')}
+        contestants = {'lmft': lambda: ours(rows, tok, 8, method), 'TRL': lambda: trl(rows, tok, 8, method)}
         got = {k: [] for k in contestants}
         for _ in range(o.runs):
             for k,f in contestants.items(): got[k].append(o.pairs/f())
