@@ -297,7 +297,8 @@ def _judged(t, model, tok, name):
 
 @stage
 def _chatting(t):
-    learn,tok = tune_chat(*t.fresh(), t.world, t.seed, 3*t.steps)
+    model,tok = t.fresh()
+    learn = tune_chat(model, tok, t.world, t.seed, 3*t.steps)
     t.toks['chat'],t.gold = tok,Judge(t.world)
     save_model(learn.model.hf, tok, t.out/'chat')
     t.telling = judge_prompts(t.world, t.judged, 'test', kinds=('rare', 'provocation', 'ramble'))

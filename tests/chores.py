@@ -48,9 +48,11 @@ def readme():
     return f'<!-- Made from nbs/index.ipynb by `make readme` -->\n\n{md}\n'
 
 def bases():
-    "The base models that the lessons start from, one after the other with all cores"
+    "The base models that the lessons start from, and the chat model, one after the other with all cores"
+    from lmft.instructions import make_chat
     from lmft.pretraining import bases, make_base
     for kind in bases: make_base(kind)
+    make_chat()
 
 def claim_pages(id=None):
     "Notebooks that measure the claim `id`, or any claim, in reading order"
