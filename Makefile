@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 BIN := .venv/bin
 
-.PHONY: tour lab bases test claims docs readme bench quarto
+.PHONY: tour lab bases test test-slow claims docs readme bench quarto
 
 .venv/ready: settings.ini setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lmft needs Python 3.11: make PYTHON=python3.11")'
@@ -31,6 +31,10 @@ test: .venv/ready
 	$(BIN)/python tests/chores.py bases
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --do-print --timing
 	$(BIN)/pytest
+
+# Ten killed runs of each kind instead of one
+test-slow: .venv/ready
+	LMFT_SLOW=1 $(BIN)/pytest tests/test_resume.py
 
 # All claims, or those of one lesson: make claims ID=wrong-labels-still-format
 claims: .venv/ready

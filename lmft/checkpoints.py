@@ -150,7 +150,7 @@ class Checkpoint(Callback):
         if self.found and self.epoch<self.found[0]['epoch']: raise CancelEpochException()
     def before_train(self):
         if self.found: self._restore(*self.found)
-        else: self.first,self.data = self.learn.train_iter,_data_state(self.dl)
+        else: self.epoch_start,self.data = self.learn.train_iter,_data_state(self.dl)
         self.found = None
     def after_batch(self):
         if self.training and self.learn.train_iter%self.every==0: self.save()
@@ -170,7 +170,7 @@ def _check(self:Checkpoint, state, tensors):
 @patch
 def _restore(self:Checkpoint, state, tensors):
     _set_tensors(self.model, self.opt.opt, tensors)
-    self.first,self.data = state['train_iter']-state['iter'],state['data']
+    self.epoch_start,self.data = state['train_iter']-state['iter'],state['data']
     self.learn.train_iter,self.learn.pct_train = state['train_iter'],state['pct_train']
     self.opt.set_hyper('lr', state['lrs'])
     smooth = self.recorder.smooth_loss
@@ -187,7 +187,7 @@ def save(self:Checkpoint):
     learn,step = self.learn,self.learn.train_iter
     smooth,scaler,log = (learn.recorder.smooth_loss, getattr(learn, 'precision', None), getattr(learn, 'step_log', None))
     state = dict(begun_with=self.begun_with, n_epoch=self.n_epoch, n_iter=len(self.dls.train), epoch=self.epoch,
-                 iter=step-self.first, train_iter=step, pct_train=learn.pct_train, data=self.data, rng=rng_state(),
+                 iter=step-self.epoch_start, train_iter=step, pct_train=learn.pct_train, data=self.data, rng=rng_state(),
                  lrs=[float(h['lr']) for h in learn.opt.hypers],
                  smooth=[smooth.count, float(smooth.val)], scaler=scaler and scaler.scaler.state_dict(),
                  log=log and log.state())

@@ -48,7 +48,7 @@ def pretrain(**o):
     from lmft.records import read_records
     o = complete('pretrain', o, epochs=1, seq_len=256)
     device,precision = check_options(o)
-    out = free_folder(o['out'], o['overwrite'])
+    out = free_folder(o)
     if o['keep'] and o['objective']!='clm':
         raise LmftError('--keep watches bits per byte, which --objective clm alone has')
     train,valid,bad = read_data(o, [{'text'}])
@@ -128,7 +128,7 @@ def finetune(**o):
     from lmft.learner import BitsPerByte, lm_learner
     o = complete('finetune', o, epochs=3, seq_len=384 if o.get('task')=='qa' else 256)
     device,precision = check_options(o)
-    out,path = free_folder(o['out'], o['overwrite']),model_dir(o['model'])
+    out,path = free_folder(o),model_dir(o['model'])
     if o['generative'] and o['task']!='qa': raise LmftError('--generative goes with --task qa')
     task,fields = _tasks[o['task']]
     train,valid,bad = read_data(o, [fields])
@@ -151,15 +151,14 @@ def sft(**o):
     from lmft.doctor import usual_lr
     from lmft.learner import BitsPerByte, lm_learner
     from lmft.models import load_model, trainable
-    o = complete('sft', o, epochs=3, seq_len=512)
+    o = complete('sft', o, epochs=3)
     device,precision = check_options(o)
-    out = free_folder(o['out'], o['overwrite'])
+    out = free_folder(o)
     train,valid,bad = read_data(o, [{'instruction', 'output'}, {'messages'}, {'prompt', 'completion'}])
     set_seed(o['seed'])
     path = model_dir(o['model'])
     tok,model = load_tokenizer(path),load_model(path)
-    if (room := model.config.max_position_embeddings)<o['seq_len']:
-        raise LmftError(f"--seq_len is {o['seq_len']}, but the model has {room} positions")
+    o['seq_len'] = _room(o | dict(max_new_tokens=0), model)
     model = trainable(model, o['method'])
     exs = [sft_examples(records, tok, o['full_loss'], o['on_bad'], bad) for records in (train, valid)]
     lr = o['lr'] or usual_lr(model, o['method'])
@@ -179,7 +178,7 @@ def merge(**o):
     from lmft.models import load_model, merge_adapter, save_model
     o = complete('merge', o)
     device,_ = check_options(o)
-    out,path = free_folder(o['out'], o['overwrite']),model_dir(o['model'])
+    out,path = free_folder(o),model_dir(o['model'])
     if not (Path(path)/'adapter_config.json').exists():
         raise LmftError(f'{path}: holds no adapter, so there is nothing to merge')
     tok,model = load_tokenizer(path),load_model(path).to(device)
@@ -192,14 +191,19 @@ def merge(**o):
 
 # %% ../nbs/20b_commands.ipynb #aadfd60d
 def _by_templates(o, bad):
+    from lmft.core import BadRecord
     from lmft.instructions import from_templates, usual_templates
     from lmft.records import read_records
-    records = list(read_records(o['data'], o['on_bad'], bad))
-    templates = _read_json(o['templates'], list) if o['templates'] else usual_templates(records)
-    def rows(split):
-        return from_templates(records, templates, o['held_out'], split, ' '.join(o['data']), o['seed'], o['on_bad'], bad)
-    held = {'held_out.jsonl': rows('test')} if o['held_out'] else {}
-    return rows('train'), held, {}
+    files = {path: list(read_records(path, o['on_bad'], bad)) for path in o['data']}
+    templates = _read_json(o['templates'], list) if o['templates'] else usual_templates([r for rs in files.values() for r in rs])
+    def rows(split, bad):
+        made = []
+        for path,records in files.items():
+            try: made += from_templates(records, templates, o['held_out'], split, path, o['seed'], o['on_bad'], bad)
+            except BadRecord as e: raise BadRecord(e.why, path, record=e.record, mend=e.mend) from e
+        return made
+    held = {'held_out.jsonl': rows('test', [])} if o['held_out'] else {}
+    return rows('train', bad), held, {}
 
 def _read_json(path, kind):
     "What a JSON file holds, if it is of a kind"
@@ -229,11 +233,16 @@ def _by_model(o, bad):
     if o['model']=='world': say = world_author(World(0), seed=o['seed'])
     else:
         model,tok,kw = _opened(o | dict(top_p=1.))
-        def say(prompt): return write(model, tok, [prompt], **kw)[0]
-    rows,counts = from_model(say, seeds, o['rows'], rouge=o['rouge'], author=o['model'], seed=o['seed'])
+        def say(prompt):
+            try: text = write(model, tok, [prompt], **kw)[0]
+            except LmftError: return ''                                       # the prompt leaves no room for an answer
+            cut = len(tok(text, add_special_tokens=False).input_ids)>=o['max_new_tokens']-1
+            return text.rpartition('Instruction:')[0] if cut else text
+    rows,counts = from_model(say, seeds, o['rows'] or 100, rouge=o['rouge'] or .7, author=o['model'], seed=o['seed'])
     return rows, {}, counts
 
 _ways = dict(templates=_by_templates, guidelines=_by_guidelines, model=_by_model)
+_only = dict(templates='templates', guideline='guidelines', model='model', rows='model', rouge='model')  # Option → way
 
 # %% ../nbs/20b_commands.ipynb #ebd4e7fc
 def make(**o):
@@ -242,12 +251,14 @@ def make(**o):
     from lmft.instructions import filter_rows
     o = complete('make', o)
     device,_ = check_options(o)
-    out,bad = free_folder(o['out'], o['overwrite']),[]
+    out,bad = free_folder(o),[]
+    for k,way in _only.items():
+        if o[k] and o['how']!=way: raise LmftError(f'--{k} goes with --how {way}')
     set_seed(o['seed'])
     rows,more,metrics = _ways[o['how']](o, bad)
     if o['how']!='model': rows,metrics = (kept := filter_rows(rows, rouge=2.))[0],kept[1] | metrics  # equal ones alone
-    if not rows: raise LmftError('no row was made; look at the data, the guideline or the model')
-    begin_folder(out, run_config(o, device), bad)
+    if not rows: raise LmftError(f"no row was made by {o['how']}; look at the data, the guideline or the model")
+    begin_folder(o, out, run_config(o, device), bad)
     for name,found in {'instructions.jsonl': rows, **more}.items(): write_jsonl(found, out/name)
     counts = {name.partition('.')[0]: len(found) for name,found in more.items()}
     return write_metrics(o, out, dict(rows=len(rows), **counts, **metrics), bad)
@@ -265,18 +276,16 @@ def _to_ask(o, n_train=200):
 def _room(o, model):
     "The length of rows that is asked for, or what the model has room for"
     from lmft.core import LmftError
-    room = getattr(model.config, 'max_position_embeddings', 512)
-    if o['seq_len'] and o['seq_len']>room: raise LmftError(f"--seq_len is {o['seq_len']}, but the model has {room} positions")
+    room = getattr(model.config, 'max_position_embeddings', o['seq_len'] or 512)-o['max_new_tokens']
+    if room<2 or (o['seq_len'] or 0)>room:
+        raise LmftError(f"the model has {room+o['max_new_tokens']} positions, so --seq_len can be at most {room}, as an "
+                        f"answer may take --max_new_tokens {o['max_new_tokens']}")
     return o['seq_len'] or min(512, room)
 
 def _that_fit(o, sides, tok, seq_len):
     "Rows that fit into `seq_len` tokens, and how many do not; a task of which none does is refused"
-    from lmft.core import LmftError
     from lmft.evaluation import fitting
     kept = [fitting(rows, tok, seq_len, o['chat']) for rows in sides]
-    for rows,fit in zip(sides, kept):
-        if lost := {r['task'] for r in rows}-{r['task'] for r in fit}:
-            raise LmftError(f'task {min(lost)} has no row that fits into {seq_len} tokens; raise --seq_len or leave it out')
     return *kept, sum(map(len, sides))-sum(map(len, kept))
 
 # %% ../nbs/20b_commands.ipynb #7489a298
@@ -287,7 +296,7 @@ def evaluate(**o):
     from lmft.models import load_model
     o = complete('evaluate', o)
     device,_ = check_options(o)
-    out = free_folder(o['out'], o['overwrite'])
+    out = free_folder(o)
     path,tok,train,test,bad = _to_ask(o)
     model = load_model(path).to(device)
     seq_len = _room(o, model)
@@ -295,7 +304,7 @@ def evaluate(**o):
     test,long = _that_fit(o, [test], tok, seq_len)
     shown = shown_examples(test, train, o['shots'], tok, seq_len, o['chat'], o['seed'])
     table = ask(model, tok, test, shown, o['chat'], o['max_new_tokens'])
-    begin_folder(out, run_config(o, device), bad)
+    begin_folder(o, out, run_config(o, device), bad)
     with atomic_write(out/'tasks.csv') as f: f.write(table.to_csv(index=False))
     mean,se = mean_score(table['score'], table['se'])
     return write_metrics(o, out, dict(mean=mean, mean_se=se, tasks=len(table), rows=len(test),
@@ -305,29 +314,39 @@ def evaluate(**o):
 def loco(**o):
     "Leave one cluster of tasks out, and one task of each cluster, and score what was left out"
     from types import SimpleNamespace
-    from lmft.callbacks import JsonLines, StepLog
+    import lmft.adapters
+    from lmft.callbacks import StepLog, mixed_precision
     from lmft.core import set_seed
-    from lmft.evaluation import column_means, columns, loco as leave_out, make_folds
-    from lmft.models import load_model
+    from lmft.evaluation import column_means, columns, fold_rows, loco as leave_out, make_folds, shown_examples
+    from lmft.models import load_model, trainable
     o = complete('loco', o)
-    device,_ = check_options(o)
-    out = free_folder(o['out'], o['overwrite'] or o['resume'])
+    device,precision = check_options(o)
+    out = free_folder(o)
     path,tok,train,test,bad = _to_ask(o, o['rows'])
-    seq_len = _room(o, load_model(path))
+    model = load_model(path)
+    seq_len = _room(o, model)
     train,test,long = _that_fit(o, [train, test], tok, seq_len)
-    make_folds(train, o['seed'])                                                # what cannot be left out is said now
+    fold_rows(make_folds(train, o['seed']), train, test)              # whatever cannot be done is said before the first fold
+    shown_examples(test, train, o['shots'], tok, seq_len, o['chat'], o['seed'])
+    trainable(model, o['method'])
+    begin_folder(o, out, run_config(o, device, precision, o['lr']), bad)
+    if o['resume'] and (out/'metrics.json').exists(): return json.loads((out/'metrics.json').read_text())
+    _log_of_finished(out)
+    def log(fold, row):
+        with open(out/'log.jsonl', 'a') as f: f.write(json.dumps(dict(fold=f'{fold.kind} {fold.name}', **row))+'\n')
+    def cbs(fold): return [*mixed_precision(precision), StepLog(10, [SimpleNamespace(log=partial(log, fold))])]
     set_seed(o['seed'])
-    if not (o['resume'] and (out/'folds').exists()): begin_folder(out, run_config(o, device, lr=o['lr']), bad)
-    earlier = (out/'log.jsonl').read_text() if (out/'log.jsonl').exists() else ''
-    lines = JsonLines(out/'log.jsonl')
-    lines.path.write_text(earlier)
-    def logged(fold):
-        return [StepLog(10, [SimpleNamespace(log=lambda row: lines.log(dict(fold=f'{fold.kind} {fold.name}', **row)))])]
-    table = leave_out(lambda: load_model(path).to(device), tok, train, test, out, o['shots'] or 2, seq_len, o['chat'],
-                      o['max_new_tokens'], o['seed'], logged, method=o['method'], steps=o['max_steps'], lr=o['lr'],
-                      bs=o['bs'])
+    table = leave_out(lambda: load_model(path).to(device), tok, train, test, out, o['shots'], seq_len, o['chat'],
+                      o['max_new_tokens'], o['seed'], cbs, method=o['method'], steps=o['max_steps'], lr=o['lr'], bs=o['bs'])
     plot_bars(table, columns, out/'loco.png')
     return write_metrics(o, out, column_means(table) | dict(left_out_too_long=long), bad)
+
+def _log_of_finished(out):
+    "Keep the lines of folds that are finished; the others are trained, and logged, again"
+    done = [json.loads(p.read_text()) for p in (out/'folds').glob('*.json')]
+    done = {f"{d['kind']} {d['name']}" for d in done if 'kind' in d}
+    lines = map(json.loads, (out/'log.jsonl').read_text().splitlines()) if (out/'log.jsonl').exists() else []
+    write_jsonl([r for r in lines if r['fold'] in done], out/'log.jsonl')
 
 # %% ../nbs/20b_commands.ipynb #ee9f468d
 def collect(**o):
@@ -337,7 +356,7 @@ def collect(**o):
     from lmft.world.judge import Judge
     o = complete('collect', o)
     device,_ = check_options(o)
-    out,bad = free_folder(o['out'], o['overwrite']),[]
+    out,bad = free_folder(o),[]
     prompts = [r['prompt'] for r in read_all(o, o['prompts'], [{'prompt'}], bad)]
     model,tok,kw = _opened(o)
     drawn,done = draw(model, tok, prompts, o['n'], **kw),[]
@@ -347,7 +366,7 @@ def collect(**o):
         return done[-1]['ranks']
     by = {'gold': Judge(World(0)).rank, 'human': keep}.get(o['by'], o['by'])
     rows = rank_by(drawn, by) if o['by']!='human' else None
-    begin_folder(out, run_config(o, device), bad)
+    begin_folder(o, out, run_config(o, device), bad)
     rows = rows or rank_by(drawn, by)
     write_jsonl(rows, out/'rankings.jsonl')
     pairs = len(rankings_to_pairs(rows))
@@ -375,7 +394,7 @@ def reward(**o):
     from lmft.preferences import RewardDL, pair_dls, reward_learner, reward_pair
     o = complete('reward', o, epochs=1, seq_len=512)
     device,precision = check_options(o)
-    out,path = free_folder(o['out'], o['overwrite']),model_dir(o['model'])
+    out,path = free_folder(o),model_dir(o['model'])
     train,valid,bad = _preferences(o, o['ties'])
     set_seed(o['seed'])
     tok = load_tokenizer(path)
@@ -396,7 +415,7 @@ def dpo(**o):
     from lmft.preferences import answer_pair, dpo_learner, pair_dls
     o = complete('dpo', o, epochs=1, seq_len=512)
     device,precision = check_options(o)
-    out,path = free_folder(o['out'], o['overwrite']),model_dir(o['model'])
+    out,path = free_folder(o),model_dir(o['model'])
     train,valid,bad = _preferences(o)
     set_seed(o['seed'])
     tok,model = load_tokenizer(path),load_model(path)
@@ -418,7 +437,7 @@ def ppo(**o):
     from lmft.rlhf import ppo_learner, sample_rollouts, scaled_reward
     o = complete('ppo', o)
     device,precision = check_options(o)
-    out,path,judge,bad = free_folder(o['out'], o['overwrite']),model_dir(o['model']),model_dir(o['reward']),[]
+    out,path,judge,bad = free_folder(o),model_dir(o['model']),model_dir(o['reward']),[]
     prompts = [r['prompt'] for r in read_all(o, o['prompts'], [{'prompt'}], bad)]
     set_seed(o['seed'])
     tok,model = load_tokenizer(path),load_model(path)
@@ -455,17 +474,17 @@ def world(**o):
     from lmft.world.judge import write_world
     o = complete('world', o)
     check_options(o)
-    out = free_folder(o['out'], o['overwrite'])
+    out = free_folder(o)
     return write_world(World(o['seed']), out, o['n_words'], o['rows'])
 
-# %% ../nbs/20b_commands.ipynb #0a96db6c
+# %% ../nbs/20b_commands.ipynb #11b6dcc5
 def tour(**o):
     "Go the whole way on the tiny world, and leave report.html and metrics.json"
     from lmft.core import _remove
     from lmft.tour import tour as go
     o = complete('tour', o)
     check_options(dict(o, device='auto'))
-    out = free_folder(o['out'], o['overwrite'])
+    out = free_folder(o)
     for name in ('report.html', 'metrics.json'): _remove(out/name)
     return go(o['size'], out, o['seed'])
 

@@ -121,7 +121,8 @@ def _self_instruct(r):
 @_shape('input output annotator', 'instruction input output annotator')
 def _annotated(r):
     extra = '' if r.get('instruction') is None else _text(r, 'instruction', blank=True)
-    return dict(instruction=extra, **{k: _text(r, k) for k in ('input', 'output', 'annotator')})
+    said = {k: _text(r, k, blank=True) for k in ('input', 'output')}                  # an empty answer is sent back
+    return dict(instruction=extra, **said, annotator=_text(r, 'annotator'))
 
 # %% ../nbs/02_records.ipynb #f5bd31b2
 @_shape('prompt completion', 'prompt completion')

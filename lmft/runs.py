@@ -13,7 +13,7 @@ __all__ = ['options', 'required', 'complete', 'check_options', 'free_folder', 'c
            'plot_bars', 'ask_doctor']
 
 # %% ../nbs/20a_runs.ipynb #cdf3ce41
-import json, platform, sys
+import json, math, platform, sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -37,8 +37,8 @@ _train = dict(
     lr=(float, None, 'highest learning rate (default: by size and method)'),
     log=(str, 'none', 'none or wandb'),
     on_bad=(str, 'error', 'bad records: error, or skip and list them in bad_records.jsonl'),
-    save_every=(int, None, 'steps between checkpoints'),
-    resume=(bool, False, 'go on with an interrupted run'))
+    save_every=(int, 100, 'steps between checkpoints'),
+    resume=(bool, False, 'go on with a run that was interrupted, to the same weights'))
 
 # %% ../nbs/20a_runs.ipynb #bb6f53d9
 _model = (str, None, 'folder of a run or of a model, adapter folder, or hub name')
@@ -56,7 +56,6 @@ _tasks = dict(
     tasks=(list, None, 'Super-NaturalInstructions task files or their folders'),
     categories=(str, None, 'JSON file, task to cluster (default: categories.json beside the tasks, or the tasks themselves)'),
     model=_model,
-    shots=(int, 0, 'solved examples in the prompt'),
     n=(int, 50, 'most rows of a task that are asked'),
     max_new_tokens=(int, 24, 'most tokens of an answer'),
     **{k: _train[k] for k in (*_out, 'on_bad')}, seq_len=(int, None, 'most tokens of prompt and answer together (default: '
@@ -79,15 +78,16 @@ options = dict(
               how=(str, None, 'templates, guidelines or model'),
               templates=(str, None, 'JSON file, a list of {instruction, input, output} in which {field} is filled '
                                     '(default: those for the shape of the data)'),
-              held_out=(int, 1, 'templates that are kept for held_out.jsonl'),
+              held_out=(int, 1, 'templates that are kept for held_out.jsonl, the same records in other words'),
               guideline=(str, None, 'JSON file that --data, answers of annotators, must keep to'),
               model=(str, None, "language model that writes rows after seeing those of --data, or 'world', a scripted one"),
-              rows=(int, 100, 'rows that the model shall write'),
-              rouge=(float, .7, 'a row is dropped if its ROUGE-L with another is at least this'),
+              rows=(int, None, 'rows that the model shall write (default: 100)'),
+              rouge=(float, None, 'a row of the model is dropped if its ROUGE-L with another is at least this (default: 0.7)'),
               max_new_tokens=(int, 256, 'most tokens that the model writes at once'),
               temperature=(float, 1., 'of the model')),
-    evaluate=dict(_tasks, chat=(bool, False, 'ask in a conversation, as models tuned on conversations expect')),
-    loco=dict(_tasks, **{k: _train[k] for k in ('lr', 'resume')}, bs=(int, 16, 'rows of a step'),
+    evaluate=dict(_tasks, shots=(int, 0, 'solved examples in the prompt'), chat=(bool, False, 'ask in a conversation, as models tuned on conversations expect')),
+    loco=dict(_tasks, shots=(int, 2, 'solved examples in the prompts of the column few_shot'),
+              **{k: _train[k] for k in ('lr', 'resume', 'precision')}, bs=(int, 16, 'rows of a step'),
               method=(str, 'full', 'head, '+_methods), max_steps=(int, 200, 'optimiser steps of a fold'),
               rows=(int, 200, 'most rows of a task to train on'),
               chat=(bool, False, 'train and ask in conversations')),
@@ -142,11 +142,10 @@ def check_options(o):
     "Refuse options that cannot work, in one line"
     from lmft.core import LmftError, pick_device, pick_precision
     for k in ('epochs', 'max_steps', 'bs', 'n_acc', 'seq_len', 'lr', 'max_new_tokens', 'n_words', 'rows', 'n',
-              'rouge', 'beta'):
+              'rouge', 'beta', 'save_every'):
         if o.get(k) is not None and not o[k]>0: raise LmftError(f'--{k} is {o[k]}; it must be more than 0')
     for k in ('resume', 'save_every'):
-        if o.get(k) and o['command']!='loco':
-            raise LmftError(f'--{k} is not there yet: checkpoints with exact resume come with a later version')
+        if o.get(k) and o['command']=='ppo': raise LmftError(f'--{k} is not there yet for ppo, whose data is made as it goes')
     for k,allowed in _allowed.items():
         if o.get(k) is not None and o[k] not in allowed:
             raise LmftError(f"--{k} is '{o[k]}'; this version knows {', '.join(allowed)}")
@@ -159,15 +158,21 @@ def check_options(o):
 
 # %% ../nbs/20a_runs.ipynb #cd75495c
 _files = ('metrics.json', 'log.jsonl', 'config.json', 'loss.png', 'bad_records.jsonl', 'instructions.jsonl',
-          'held_out.jsonl', 'sent_back.jsonl', 'tasks.csv', 'loco.csv', 'loco.png', 'folds', 'rankings.jsonl')
+          'held_out.jsonl', 'sent_back.jsonl', 'tasks.csv', 'loco.csv', 'loco.png', 'folds', 'rankings.jsonl',
+          'rounds.jsonl', 'checkpoints')
 
-def free_folder(out, overwrite):
-    "The folder of a run, if it is free or may be overwritten; nothing is changed yet"
+def free_folder(o):
+    "The folder of a run, if it is free, may be overwritten, or holds a run to go on with; nothing is changed yet"
     from lmft.core import LmftError
-    out = Path(out)
+    out,resume = Path(o['out']),o.get('resume')
+    if resume and o['overwrite']: raise LmftError('--resume goes on with a run and --overwrite replaces it; give one of them')
     if out.exists() and not out.is_dir(): raise LmftError(f'{out}: is a file; --out must be a folder')
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise LmftError(f'{out}: the folder is not empty; take another one, or replace the run in it with --overwrite')
+    if not out.is_dir() or not any(out.iterdir()) or o['overwrite']: return out
+    if not resume: raise LmftError(f'{out}: the folder is not empty; take another one, go on with the run in it with '
+                                   '--resume, or replace it with --overwrite')
+    if not (out/'config.json').exists(): raise LmftError(f'{out}: holds no run that could go on; take another folder')
+    found = json.loads((out/'config.json').read_text())['command']
+    if found!=o['command']: raise LmftError(f"{out}: holds a run of {found}, not of {o['command']}; take another folder")
     return out
 
 def clear_folder(out):
@@ -181,17 +186,32 @@ def write_jsonl(rows, path):
     from lmft.core import atomic_write
     with atomic_write(path) as f: f.writelines(json.dumps(r, ensure_ascii=False)+'\n' for r in rows)
 
-def begin_folder(out, config, bad=()):
-    "Clear the folder and leave there what is known before the work"
+_free_to_change = 'out', 'overwrite', 'resume', 'save_every', 'log'
+
+def _same_run(old, new):
+    "Refuse to go on with other options, data or versions"
+    from lmft.core import LmftError
+    def flat(d, at=''):
+        for k,v in d.items():
+            if isinstance(v, dict): yield from flat(v, f'{k} of ')
+            elif k not in _free_to_change: yield at+k, v
+    old,new = dict(flat(old)),dict(flat(json.loads(json.dumps(new))))
+    odd = [k for k in old | new if old.get(k)!=new.get(k)]
+    if odd: raise LmftError(f'--resume: this is another run: {odd[0]} was {old.get(odd[0])}, and now is {new.get(odd[0])}')
+
+def begin_folder(o, out, config, bad=()):
+    "Clear the folder and leave there what is known before the work; or see that the run to go on with is the same"
     from lmft.core import atomic_write
+    path = out/'config.json'
+    if o.get('resume') and path.exists(): return _same_run(json.loads(path.read_text()), config)
     clear_folder(out)
-    with atomic_write(out/'config.json') as f: json.dump(config, f, indent=1)
+    with atomic_write(path) as f: json.dump(config, f, indent=1)
     if bad: write_jsonl([b.as_dict() for b in bad], out/'bad_records.jsonl')
 
 def write_metrics(o, out, metrics, bad=()):
     "The figures of a run, its last file, with null for what cannot be known; returns them"
     from lmft.core import atomic_write
-    metrics = {k: None if v!=v else v for k,v in metrics.items()}
+    metrics = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k,v in metrics.items()}
     if o['on_bad']=='skip': metrics['bad_records'] = len(bad)
     with atomic_write(out/'metrics.json') as f: json.dump(metrics, f, indent=1)
     return metrics
@@ -255,16 +275,20 @@ def run_training(
 ) -> dict:         # The figures
     "Train, and leave model/, metrics.json, log.jsonl, config.json and loss.png in `out`"
     from lmft.callbacks import JsonLines, StepLog, mixed_precision, wandb_run
+    from lmft.checkpoints import Checkpoint
+    from lmft.core import _remove
     from lmft.finetuning import method_cbs
     from lmft.models import count_params, save_model
     own = [cb() for name,cb in method_cbs.items() if name==o.get('method', '').partition(':')[0]]
     learn = learner(cbs=[*mixed_precision(precision), *own])
     config,model = run_config(o, device, precision, learn.lr),learn.model.hf
-    begin_folder(out, config, bad)
+    begin_folder(o, out, config, bad)
+    if (out/'metrics.json').exists(): return json.loads((out/'metrics.json').read_text())      # nothing is left to do
     run = wandb_run(config, out) if o['log']=='wandb' else None
     steps = o['max_steps'] or len(learn.dls.train)*o['epochs']
     log = StepLog(10 if steps>50 else 1, [JsonLines(out/'log.jsonl'), *([run] if run else [])])
     learn.add_cb(log)
+    if valid: learn.add_cb(Checkpoint(out/'checkpoints', o['save_every'], resume=o['resume']))
     names = ['valid_loss', *('valid_bpb' if m.name=='bpb' else m.name for m in learn.metrics)] if valid else []
     metrics = {f'{k}_before': v for k,v in zip(names, learn.validate() if valid else [])}
     if keep_dl: metrics['keep_bpb_before'] = learn.validate(dl=keep_dl)[1]
@@ -277,6 +301,7 @@ def run_training(
     save_model(model, tok, out/'model')
     plot_loss(log.rows, out/'loss.png')
     write_metrics(o, out, metrics, bad)
+    _remove(out/'checkpoints')
     if run: run.finish()
     if sys.stdout.isatty():
         print(', '.join(f'{k} {metrics[k]:.3f}' for k in names), f"model in {out/'model'}", sep=', ')
@@ -298,7 +323,7 @@ def plot_loss(rows, path):
 
 # %% ../nbs/20a_runs.ipynb #f037969a
 def plot_bars(table, columns, path):
-    "Means of some columns of a table, with their standard errors, one group of bars a cluster, as a picture"
+    "Means of some columns of a table, one group of bars a cluster, as a picture"
     from matplotlib.figure import Figure
     from lmft.core import atomic_write
     groups = table.groupby('cluster')[[*columns]].mean()

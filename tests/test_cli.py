@@ -156,8 +156,8 @@ def test_huge_lines_train(data, tmp_path, name):
 
 @pytest.mark.parametrize('argv, says', [
     (['--lr', '-1'], '--lr'), (['--max_steps', '0'], '--max_steps'), (['--n_acc', 'two'], 'n_acc'), (['--warmup', '3'], '--warmup'),
-    (['--device', 'tpu'], 'tpu'), (['--precision', 'fp8'], 'fp8'), (['--precision', 'fp16', '--device', 'cpu'], 'fp16'), (['--resume'], '--resume'),
-    (['--save_every', '5'], '--save_every'), (['--objective', 'mlm+nsp', '--arch', 'llama'], 'mlm+nsp'), (['--objective', 'rtd'], 'rtd'), (['--valid', '0'], '--valid'), (['--vocab_size', '7'], 'vocab_size'),
+    (['--device', 'tpu'], 'tpu'), (['--precision', 'fp8'], 'fp8'), (['--precision', 'fp16', '--device', 'cpu'], 'fp16'), (['--resume', '--overwrite'], '--resume'),
+    (['--save_every', '0'], '--save_every'), (['--objective', 'mlm+nsp', '--arch', 'llama'], 'mlm+nsp'), (['--objective', 'rtd'], 'rtd'), (['--valid', '0'], '--valid'), (['--vocab_size', '7'], 'vocab_size'),
     (['--seq_len', '1'], 'seq_len'), (['--log', 'tensorboard'], 'tensorboard'), (['--on_bad', 'ignore'], 'ignore'), (['--model', './nowhere'], 'nowhere'),
     (['--max_step', '5'], '--max_step'), (['--arch', 'bert'], 'bert')])
 def test_bad_options_are_refused(tmp_path, argv, says):
