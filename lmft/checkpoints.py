@@ -141,9 +141,11 @@ class Checkpoint(Callback):
 
     def before_fit(self):
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
-        if not self.run: return
+        self.found = None
+        if not self.run or self.opt is None: return                                            # a validation, no training
         for half in self.folder.glob('.step-*.tmp'): shutil.rmtree(half, ignore_errors=True)
-        self.begun_with,self.found = weights_hash(self.model),read_checkpoint(self.folder) if self.resume else None
+        self.begun_with = weights_hash(self.model)
+        if self.resume: self.found = read_checkpoint(self.folder)
         if self.found: self._check(*self.found)
 
     def before_epoch(self):
@@ -151,7 +153,7 @@ class Checkpoint(Callback):
     def before_train(self):
         if self.found: self._restore(*self.found)
         else: self.epoch_start,self.data = self.learn.train_iter,_data_state(self.dl)
-        self.found = None
+        self.found,self.resume = None,False
     def after_batch(self):
         if self.training and self.learn.train_iter%self.every==0: self.save()
 
