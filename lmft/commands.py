@@ -374,10 +374,16 @@ def collect(**o):
 
 # %% ../nbs/20b_commands.ipynb #5b8a13e2
 def _preferences(o, ties=False):
-    "Pairs to train on and to hold out, and what was skipped"
+    "Pairs to train on and to hold out, what was skipped, and how many pairs tie"
+    from lmft.core import LmftError
     from lmft.preferences import rankings_to_pairs, split_by_prompt
-    train,valid,bad = read_data(o, [{'prompt', 'chosen', 'rejected'}, {'prompt', 'responses', 'ranks'}], split_by_prompt)
-    return rankings_to_pairs(train, ties), rankings_to_pairs(valid, ties), bad
+    *sides,bad = read_data(o, [{'prompt', 'chosen', 'rejected'}, {'prompt', 'responses', 'ranks'}], split_by_prompt)
+    sides = [rankings_to_pairs(rows, ties=True) for rows in sides]
+    n_ties = sum(bool(r.get('tie')) for rows in sides for r in rows)
+    if not ties: sides = [[r for r in rows if not r.get('tie')] for rows in sides]
+    for name,rows in zip(('training', 'validation'), sides):
+        if not rows: raise LmftError(f"no {name} pair has a better answer; all rankings there tie, so give more of them")
+    return *sides, bad, n_ties
 
 def _pairs_of(o, rows, tok, make, bad):
     "Examples of both sides of each pair, and how many were too long"
@@ -392,17 +398,18 @@ def reward(**o):
     from lmft.core import set_seed
     from lmft.models import load_model
     from lmft.preferences import RewardDL, pair_dls, reward_learner, reward_pair
-    o = complete('reward', o, epochs=1, seq_len=512)
+    o = complete('reward', o, epochs=1)
     device,precision = check_options(o)
     out,path = free_folder(o),model_dir(o['model'])
-    train,valid,bad = _preferences(o, o['ties'])
+    train,valid,bad,n_ties = _preferences(o, o['ties'])
     set_seed(o['seed'])
     tok = load_tokenizer(path)
     model = load_model(path, 'rows', num_labels=1)
+    o['seq_len'] = _room(o | dict(max_new_tokens=0), model)
     (exs,long),(held,long_held) = (_pairs_of(o, rows, tok, reward_pair, bad) for rows in (train, valid))
     dls = pair_dls(exs, held, tok, RewardDL, o['bs'], o['n_acc'], o['seed'], device)
     learner = partial(reward_learner, dls, model, o['method'], 1. if o['ties'] else None, lr=o['lr'])
-    more = dict(pairs=len(exs), ties=sum(bool(r.get('tie')) for r in train+valid), left_out_too_long=long+long_held)
+    more = dict(pairs=len(exs), ties=n_ties, left_out_too_long=long+long_held)
     return run_training(o, out, device, precision, tok, learner, bad, more)
 
 # %% ../nbs/20b_commands.ipynb #aa667455
@@ -413,12 +420,13 @@ def dpo(**o):
     from lmft.core import set_seed
     from lmft.models import load_model
     from lmft.preferences import answer_pair, dpo_learner, pair_dls
-    o = complete('dpo', o, epochs=1, seq_len=512)
+    o = complete('dpo', o, epochs=1)
     device,precision = check_options(o)
     out,path = free_folder(o),model_dir(o['model'])
-    train,valid,bad = _preferences(o)
+    train,valid,bad,n_ties = _preferences(o)
     set_seed(o['seed'])
     tok,model = load_tokenizer(path),load_model(path)
+    o['seq_len'] = _room(o | dict(max_new_tokens=0), model)
     (exs,long),(held,long_held) = (_pairs_of(o, rows, tok, answer_pair, bad) for rows in (train, valid))
     dls = pair_dls(exs, held, tok, bs=o['bs'], n_acc=o['n_acc'], seed=o['seed'], device=device)
     adapter = o['method'].partition(':')[0] in ('lora', 'seq_adapter', 'par_adapter')
@@ -427,6 +435,34 @@ def dpo(**o):
     return run_training(o, out, device, precision, tok, learner, bad, dict(pairs=len(exs), left_out_too_long=long+long_held))
 
 # %% ../nbs/20b_commands.ipynb #ea10485e
+def _reward_model(path):
+    "The model in a folder, if it has learned to give one number to a text"
+    from lmft.core import LmftError
+    from lmft.models import load_model
+    config = Path(path)/'config.json'
+    known = json.loads(config.read_text()) if config.exists() else {}
+    if not str((known.get('architectures') or ['?'])[0]).endswith('ForSequenceClassification'):
+        raise LmftError(f'{path}: is no reward model; make one with lmft reward')
+    model = load_model(path, 'rows')
+    if model.config.num_labels!=1: raise LmftError(f'{path}: gives {model.config.num_labels} numbers; a reward is one')
+    return model
+
+def _that_leave_room(o, prompts, tok, model, bad):
+    "The prompts after which the model has room for an answer; others are refused, or skipped"
+    from lmft.core import BadRecord
+    from lmft.generation import encode_prompt
+    from lmft.preferences import as_asked
+    kept,room = [],getattr(model.config, 'max_position_embeddings', None)
+    for i,p in enumerate(prompts):
+        n = len(encode_prompt(as_asked(p, tok), tok))
+        if not room or n+o['max_new_tokens']<=room: kept.append(p); continue
+        e = BadRecord(f"has {n} tokens, which leaves no room for {o['max_new_tokens']} more among {room} positions",
+                      record=i+1, field='prompt', mend='shorten it or skip it with --on_bad skip')
+        if o['on_bad']!='skip': raise e
+        bad.append(e)
+    return kept
+
+# %% ../nbs/20b_commands.ipynb #75892e6d
 def ppo(**o):
     "Let a model answer, let a reward model judge, and make the better answers more probable"
     import lmft.adapters
@@ -441,7 +477,8 @@ def ppo(**o):
     prompts = [r['prompt'] for r in read_all(o, o['prompts'], [{'prompt'}], bad)]
     set_seed(o['seed'])
     tok,model = load_tokenizer(path),load_model(path)
-    judge_tok,judge = load_tokenizer(judge),load_model(judge, 'rows').to(device)
+    judge_tok,judge = load_tokenizer(judge),_reward_model(judge).to(device)
+    prompts = _that_leave_room(o, prompts, tok, model, bad)
     kept = []
     def learner(cbs):
         first = sample_rollouts(model.to(device), tok, [as_asked(p, tok) for p in prompts[:256]], o['max_new_tokens'])
@@ -453,8 +490,7 @@ def ppo(**o):
         rounds = kept[0].rollouts.rows
         write_jsonl(rounds, out/'rounds.jsonl')
         return dict(reward_before=rounds[0]['reward'], reward_after=rounds[-1]['reward'], kl=rounds[-1]['kl'])
-    return run_training(o | dict(epochs=o['max_steps'], max_steps=None), out, device, precision, tok, learner, bad,
-                        after=figures, valid=False)
+    return run_training(o, out, device, precision, tok, learner, bad, after=figures, rounds=True)
 
 # %% ../nbs/20b_commands.ipynb #8ec833fa
 def doctor(**o):

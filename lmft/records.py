@@ -226,7 +226,8 @@ def _rankings(r):
     for k in ranks:
         if type(k) is not int or k<1:
             raise BadRecord(f'holds {_show(k)}', field='ranks', mend='give whole numbers from 1 up')
-    return dict(prompt=_text(r, 'prompt'), responses=said, ranks=ranks)
+    prompt = _turns(r, 'prompt') if isinstance(r['prompt'], list) else _text(r, 'prompt')
+    return dict(prompt=prompt, responses=said, ranks=ranks)
 
 # %% ../nbs/02_records.ipynb #39e5bb75
 def _spans(r):

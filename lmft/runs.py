@@ -51,7 +51,6 @@ _sample = dict(
     seed=_out['seed'], device=_out['device'])
 
 _prompts = (list, None, 'files, folders or hf:NAME[:SPLIT] of records that have a prompt')
-_beta = (float, .05, 'price of leaving the model that was tuned')
 _tasks = dict(
     tasks=(list, None, 'Super-NaturalInstructions task files or their folders'),
     categories=(str, None, 'JSON file, task to cluster (default: categories.json beside the tasks, or the tasks themselves)'),
@@ -93,15 +92,18 @@ options = dict(
               chat=(bool, False, 'train and ask in conversations')),
     collect=dict({k: v for k,v in _sample.items() if k!='prompt'}, **_out, on_bad=_train['on_bad'],
                  prompts=_prompts, n=(int, 4, 'answers to each prompt'),
-                 by=(str, 'gold', 'human, gold (the labeller of the tiny world), or a file of rankings'),
+                 by=(str, 'gold', 'human, gold (the labeller of the tiny world, seed 0), or a file of rankings'),
                  temperature=(float, 1., 'of the answers'), max_new_tokens=(int, 32, 'most tokens of an answer')),
     reward=dict(_train, model=(str, None, 'causal model that becomes the reward model'), method=(str, 'full', _methods),
                 ties=(bool, False, 'learn from ties, too (Davidson); else they are left out (Bradley–Terry)')),
-    dpo=dict(_train, model=(str, None, 'causal model to tune'), method=(str, 'lora', _methods), beta=_beta,
+    dpo=dict(_train, model=(str, None, 'causal model to tune'), method=(str, 'lora', _methods),
+             beta=(float, .1, 'price of leaving the model that was tuned'),
              reference=(str, None, 'adapter, copy or cached (default: adapter if one is trained, else cached)')),
-    ppo=dict({k: v for k,v in _train.items() if k not in ('data', 'valid', 'epochs', 'seq_len')}, prompts=_prompts,
+    ppo=dict({k: v for k,v in _train.items() if k not in ('data', 'valid', 'epochs', 'seq_len', 'save_every')},
+             prompts=_prompts,
              model=(str, None, 'causal model to tune'), reward=(str, None, 'reward model'),
-             method=(str, 'lora', 'full, lora[:R], seq_adapter[:R] or par_adapter[:R]'), beta=_beta,
+             method=(str, 'lora', 'full, last:N, lora[:R], seq_adapter[:R] or par_adapter[:R]'),
+             beta=(float, .05, 'price of a nat of KL, in standard deviations of the first rewards'),
              max_steps=(int, 30, 'rounds of collecting and updating'), n=(int, 64, 'prompts of a round'),
              bs=(int, 32, 'answers of a batch'), max_new_tokens=(int, 32, 'most tokens of an answer')),
     generate=_sample,
@@ -144,8 +146,8 @@ def check_options(o):
     for k in ('epochs', 'max_steps', 'bs', 'n_acc', 'seq_len', 'lr', 'max_new_tokens', 'n_words', 'rows', 'n',
               'rouge', 'beta', 'save_every'):
         if o.get(k) is not None and not o[k]>0: raise LmftError(f'--{k} is {o[k]}; it must be more than 0')
-    for k in ('resume', 'save_every'):
-        if o.get(k) and o['command']=='ppo': raise LmftError(f'--{k} is not there yet for ppo, whose data is made as it goes')
+    if o.get('resume') and o['command']=='ppo':
+        raise LmftError('--resume is not there yet for ppo, whose data is made as it goes')
     for k,allowed in _allowed.items():
         if o.get(k) is not None and o[k] not in allowed:
             raise LmftError(f"--{k} is '{o[k]}'; this version knows {', '.join(allowed)}")
@@ -271,7 +273,7 @@ def run_training(
     extra=(),      # More figures, known before
     keep_dl=None,  # Text that is watched for forgetting
     after=None,    # Function that gives more figures, measured after training
-    valid=True,    # The Learner has a validation set
+    rounds=False,  # `max_steps` counts epochs, and there is no validation set
 ) -> dict:         # The figures
     "Train, and leave model/, metrics.json, log.jsonl, config.json and loss.png in `out`"
     from lmft.callbacks import JsonLines, StepLog, mixed_precision, wandb_run
@@ -279,20 +281,22 @@ def run_training(
     from lmft.core import _remove
     from lmft.finetuning import method_cbs
     from lmft.models import count_params, save_model
-    own = [cb() for name,cb in method_cbs.items() if name==o.get('method', '').partition(':')[0]]
-    learn = learner(cbs=[*mixed_precision(precision), *own])
+    learn = learner(cbs=mixed_precision(precision))
+    if (own := method_cbs.get(o.get('method', '').partition(':')[0])) and not learn.cbs.map(type).filter(own.__eq__):
+        learn.add_cb(own())
     config,model = run_config(o, device, precision, learn.lr),learn.model.hf
     begin_folder(o, out, config, bad)
     if (out/'metrics.json').exists(): return json.loads((out/'metrics.json').read_text())      # nothing is left to do
     run = wandb_run(config, out) if o['log']=='wandb' else None
-    steps = o['max_steps'] or len(learn.dls.train)*o['epochs']
+    per_epoch = len(learn.dls.train)
+    steps = o['max_steps']*(per_epoch if rounds else 1) if o['max_steps'] else per_epoch*o['epochs']
     log = StepLog(10 if steps>50 else 1, [JsonLines(out/'log.jsonl'), *([run] if run else [])])
     learn.add_cb(log)
-    if valid: learn.add_cb(Checkpoint(out/'checkpoints', o['save_every'], resume=o['resume']))
-    names = ['valid_loss', *('valid_bpb' if m.name=='bpb' else m.name for m in learn.metrics)] if valid else []
-    metrics = {f'{k}_before': v for k,v in zip(names, learn.validate() if valid else [])}
+    kept = [] if rounds else [Checkpoint(out/'checkpoints', o['save_every'], resume=o['resume'])]
+    names = ['valid_loss', *('valid_bpb' if m.name=='bpb' else m.name for m in learn.metrics)] if not rounds else []
+    metrics = {f'{k}_before': v for k,v in zip(names, learn.validate() if not rounds else [])}
     if keep_dl: metrics['keep_bpb_before'] = learn.validate(dl=keep_dl)[1]
-    learn.fit_cos(o['epochs'], steps=o['max_steps'])
+    learn.fit_cos(steps=steps, cbs=kept)
     if keep_dl: metrics['keep_bpb_after'] = learn.validate(dl=keep_dl)[1]
     last,metrics = log.rows[-1],metrics | (after() if after else {})
     metrics |= {k: last[k.replace('valid_bpb', 'bpb')] for k in names if k not in metrics}
@@ -317,7 +321,7 @@ def plot_loss(rows, path):
     ax.plot([r['tokens'] for r in rows], [r['loss'] for r in rows], label='train')
     valid = [r for r in rows if 'valid_loss' in r]
     ax.plot([r['tokens'] for r in valid], [r['valid_loss'] for r in valid], 'o-', label='valid')
-    ax.set(xlabel='tokens', ylabel='loss (nats per token)')
+    ax.set(xlabel='tokens', ylabel='loss (nats)')
     ax.legend()
     with atomic_write(path, 'wb') as f: fig.savefig(f, format='png', dpi=100)
 

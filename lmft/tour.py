@@ -1,8 +1,8 @@
 """From random weights to a model that answers: the whole way in one call, and one page that shows it
 
 Every stage of this library in one call: `tour` pretrains small models on the tiny world, tunes one on questions in six
-ways, fits it to tasks, prompts it, leaves clusters of tasks out, and brings it closer to what a labeller prefers. It
-writes one page that shows it all, and one file of figures.
+ways, fits it to tasks, prompts it, leaves clusters of tasks out, and tunes it on what a labeller prefers. It writes one
+page that shows it all, and one file of figures.
 
 Docs: https://lmft-org.github.io/lmft/tour.html.md"""
 
@@ -123,12 +123,12 @@ def _pretraining(t):
     t.base,t.tok,log,meter = _pretrain(t, 'causal')
     t.device,t.toks,last = t.base.device,dict(causal=t.tok),log.rows[-1]
     t.metrics |= dict(pretrain_loss=last['valid_loss'], pretrain_bpb=last['bpb'], pretrain_tokens=last['tokens'],
-                      facts=len(t.known), recall=meter.rows[-1]['recall'],
+                      facts=len(t.world.now(frequent=True)), recall=meter.rows[-1]['recall'],
                       total_params=count_params(t.base)['total_params'])
     t.page.add('Pretraining', f"A model of {t.metrics['total_params']:,} random weights reads "
                f"{t.metrics['pretrain_tokens']:,} tokens about the tiny world and learns to predict the next one.",
                _curve(log.rows, ['loss', 'valid_loss']),
-               f"Then it completes {t.metrics['recall']:.0%} of sentences about {len(t.known)} facts rightly.",
+               f"Then it completes {t.metrics['recall']:.0%} of sentences about {t.metrics['facts']} facts rightly.",
                _curve(meter.rows, ['recall']))
 
 # %% ../nbs/19_tour.ipynb #93fcfd83
@@ -139,8 +139,7 @@ def _masked_pretraining(t):
     t.metrics |= dict(masked_loss=last['valid_loss'], masked_accuracy=last['masked_accuracy'], masked_tokens=last['tokens'],
                       masked_recall=meter.rows[-1]['recall'])
     t.page.add('Pretraining on hidden words', f"Another model reads {last['tokens']:,} tokens of which some words are "
-               f"hidden, and finds {last['masked_accuracy']:.0%} of the hidden ones in new text. Lesson 10 trains it for "
-               'longer.', _curve(log.rows, ['loss', 'valid_loss']))
+               f"hidden, and finds {last['masked_accuracy']:.0%} of the hidden ones in new text.", _curve(log.rows, ['loss', 'valid_loss']))
 
 # %% ../nbs/19_tour.ipynb #8c4d869c
 @stage
@@ -214,8 +213,8 @@ def _entities(t):
         learn.fit_cos(steps=t.steps)
         rows[f'{kind} base, tuned'] = t.metrics[f'entity_f1_{kind}'] = entity_f1(predict_tags(model, tok, sentences), true)
     t.metrics['entity_f1_baseline'] = rows['list of names']
-    t.page.add('Finding names', f'Persons, places and companies in {len(test)} sentences; a third of the names stand in no '
-               'training row, and half of those in the training rows were made up:',
+    t.page.add('Finding names', f'Persons, places and companies in {len(test)} sentences; more than a third of the names '
+               'stand in no training row, and half of those in the training rows were made up:',
                pd.DataFrame(rows.items(), columns=['by', 'entity F1']))
 
 # %% ../nbs/19_tour.ipynb #0c9d08c0
@@ -252,7 +251,8 @@ def _prompting(t):
 @stage
 def _instruction_sets(t):
     films = labelled_rows(t.world, 'film_review', 60)
-    labels = labels_of(films)
+    labels,right = labels_of(films),{r['text']: r['label'] for r in films}
+    def share(test, rs): return sum(map(test, rs))/len(rs)
     guideline = dict(name='films', instruction='Is this opinion on a film good or bad?', format='|'.join(labels), exemplars=[])
     def vote(i, k, y): return labels[1-labels.index(y)] if (i+k)%5==0 else y        # each errs once in five
     said = [dict(input=r['text'], output=vote(i, k, r['label']), annotator=f'annotator {k}')
@@ -266,8 +266,10 @@ def _instruction_sets(t):
     t.metrics |= dict(instruction_rows=sum(map(len, made.values())), annotators_agree=agree['percent'],
                       dropped_duplicates=counts['dropped_duplicates'], dropped_overlap=counts['dropped_overlap'])
     table = [dict(way=way, rows=len(rs), **{k: rs[0][k] for k in ('instruction', 'input', 'output')}) for way,rs in made.items()]
-    t.page.add('Making instructions', f"Pairs of annotators agree on {agree['percent']:.0%} of the texts; the majority is "
-               f"right more often. Of the model's rows {counts['dropped_duplicates']} were dropped as duplicates and "
+    t.page.add('Making instructions', f"Pairs of annotators agree on {agree['percent']:.0%} of the texts, each is right "
+               f"on {share(lambda s: right[s['input']]==s['output'], said):.0%}, their majority on "
+               f"{share(lambda r: right[r['input']]==r['output'], rows):.0%}. Of the model's rows "
+               f"{counts['dropped_duplicates']} were dropped as duplicates and "
                f"{counts['dropped_overlap']} as near-copies.", pd.DataFrame(table))
 
 # %% ../nbs/19_tour.ipynb #b8e75384
@@ -305,7 +307,7 @@ def _chatting(t):
     t.said = dict(chat=_judged(t, *t.fresh('chat'), 'chat'))
     right = answers(*t.fresh('chat'), [f for f in t.known if not asked(f)])['right'].mean()
     t.metrics['chat_answers'] = right
-    t.page.add('A model with bad manners', f"Tuned on questions and on answers of mixed quality, it answers {right:.0%} of the "
+    t.page.add('A chat model', f"Tuned on questions and on answers of mixed quality, it answers {right:.0%} of the "
                f"questions that stood in no training text, and {t.metrics['chat_insults']:.0%} of new provocations with an insult.")
 
 # %% ../nbs/19_tour.ipynb #b01d02d1
@@ -331,7 +333,7 @@ def _rewarding(t):
 def _preferring(t):
     model,tok = t.fresh('chat')
     learn = dpo_learner(dpo_dls(*split_by_prompt(t.pairs, .1), tok, 96, bs=16), model, 'lora', reference='adapter')
-    learn.fit_cos(1)
+    learn.fit_cos(3)
     t.said['dpo'] = _judged(t, learn.model.hf, tok, 'dpo')
     figures = dict(zip(('dpo_pair_accuracy', 'dpo_reward_margin', 'dpo_chosen_logp_change'), learn.recorder.values[-1][2:]))
     t.metrics |= figures
@@ -341,14 +343,14 @@ def _preferring(t):
 @stage
 def _reinforcing(t):
     model,tok = t.fresh('chat')
-    reward = scaled_reward(partial(reward_scores, t.rewarder, tok, bs=64), [as_asked(r['prompt'], tok) for r in t.telling],
-                           t.said['chat'])
+    first = [as_asked(p, tok) for p in t.asks[-t.judged:]]
+    reward = scaled_reward(partial(reward_scores, t.rewarder, tok, bs=64), first, generate(model, tok, first, 16, 1., bs=70))
     learn = ppo_learner(model, tok, t.asks, reward, n=min(64, t.prompts), seed=t.seed)
     learn.fit_cos(t.rounds)
     t.said['ppo'],rows = _judged(t, learn.model.hf, tok, 'ppo'),learn.rollouts.rows
     t.metrics |= dict(ppo_reward_before=rows[0]['reward'], ppo_reward_after=rows[-1]['reward'], ppo_kl=rows[-1]['kl'])
-    t.page.add('Reinforcement learning', f'PPO with LoRA, {t.rounds} rounds of {len(learn.rollouts.prompts[:learn.rollouts.n])} '
-               'prompts; reward in standard deviations of the first answers, KL in nats:',
+    t.page.add('Reinforcement learning', f'PPO with LoRA, {t.rounds} rounds of {learn.rollouts.n} prompts; '
+              ' reward in standard deviations of the first answers, KL in nats:',
                _curve([dict(r, round=i) for i,r in enumerate(rows)], ['reward', 'kl'], 'round', 'round'))
 
 # %% ../nbs/19_tour.ipynb #d556b2ce
@@ -367,8 +369,8 @@ def _comparing(t):
 # %% ../nbs/19_tour.ipynb #06520e1f
 def tour(
     size:str='cpu',  # 'smoke' (everything touched, nothing learned), 'cpu' or 'gpu'
-    out='out/tour',  # Folder that gets report.html, metrics.json and base/, the pretrained model
-    seed:int=0,      # Seed of text, weights, order and samples
+    out='out/tour',  # Folder that gets report.html, metrics.json, and the models causal/, masked/ and chat/
+    seed:int=0,      # Seed of text, weights and samples
 ) -> dict:           # The figures
     "Every stage in turn on the tiny world; the page is written after each stage, the figures at the end"
     trip,start = _Trip(size, out, seed),time.perf_counter()
