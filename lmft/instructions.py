@@ -101,6 +101,7 @@ def add_row(
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{path}.lock'):
         before = path.read_text(encoding='utf-8') if path.exists() else ''
+        if before and not before.endswith('\n'): before += '\n'
         with atomic_write(path) as f: f.write(f'{before}{json.dumps(row, ensure_ascii=False)}\n')
     return row
 
@@ -122,16 +123,24 @@ def write_form(
     return w.VBox([*boxes.values(), button, state])
 
 # %% ../nbs/14_instructions.ipynb #acdfeb4d
+def _check_templates(templates):
+    "Refuse what is no template, by its number"
+    for i,t in enumerate(templates, 1):
+        if not isinstance(t, dict): raise LmftError(f'template {i} is {t!r}; give a dict with instruction and output')
+        if not {'instruction', 'output'}<={*t}<={'instruction', 'input', 'output'}:
+            raise LmftError(f"template {i} has {', '.join(map(str, t))}; give instruction, output and perhaps input")
+        if not all(isinstance(v, str) for v in t.values()): raise LmftError(f'template {i} holds what is no text: {t}')
+
 def _fill(template, record, n):
     "A template filled from record number `n`"
-    try: return {k: v.format(**record) for k,v in template.items()}
+    try: return {k: v.format(**record) for k,v in {'input': '', **template}.items()}
     except (KeyError, IndexError, AttributeError, TypeError, ValueError) as e:
         raise BadRecord(f"the template {template} cannot be filled ({type(e).__name__} {e})", record=n,
                         mend=f"it has the fields {', '.join(record)}") from e
 
 def from_templates(
     records,            # Dicts: labelled texts, SQuAD, tasks, …
-    templates:list,     # Of dicts with `instruction`, `input`, `output`, in which {field} is filled
+    templates:list,     # Of dicts with `instruction`, `output` and perhaps `input`, in which {field} is filled
     held_out:int=1,     # So many of the last templates are for split 'test' alone
     split:str='train',  # 'train': the others; 'test': those held out
     source:str='',      # Name of the data set, for the origin
@@ -140,6 +149,7 @@ def from_templates(
     bad:list=None,      # Gets the `BadRecord`s that were left out
 ) -> list:              # Of rows with origin
     "Each record through one of the templates"
+    _check_templates(templates)
     cut,rng,rows = len(templates)-held_out,random.Random(seed),[]
     numbers = range(cut, len(templates)) if split=='test' else range(cut)
     if not numbers: raise LmftError(f'{held_out} of {len(templates)} templates are held out; none is left for {split}')
@@ -156,7 +166,7 @@ def from_templates(
 _usual = dict(
     labelled=[('Which of these fits the text: {labels}?', '{text}', '{label}'),
               ('Read the text and answer with one of {labels}.', '{text}', '{label}'),
-              ('{text}\n\nIs this {labels}?', '', '{label}'), ('Label the text.', '{text}', '{label}')],
+              ('{text}\n\nWhich is it: {labels}?', '', '{label}'), ('Label the text.', '{text}', '{label}')],
     squad=[('Answer the question from the text.', '{context}\n\n{question}', '{answers[text][0]}'),
            ('{question}', '{context}', '{answers[text][0]}'),
            ('Find the words that answer: {question}', '{context}', '{answers[text][0]}')],
@@ -167,7 +177,7 @@ _usual = dict(
 def usual_templates(
     records:list,  # Records of one shape: text and label, SQuAD, Super-NaturalInstructions, Alpaca
 ) -> list:         # Of dicts; the last one is meant to be held out
-    "Templates for the shape of the records; the labels are named in them"
+    "Templates for the shape of the records; all but the last name the labels, if there are any"
     shape = shape_of(records[0])
     if shape not in _usual: raise LmftError(f'there are no templates for records of shape {shape}; write some')
     labels = ', '.join(dict.fromkeys(str(r['label']) for r in records)) if shape=='labelled' else ''
@@ -214,10 +224,25 @@ def check_against(
 # %% ../nbs/14_instructions.ipynb #1a61dd0c
 _guideline_fields = 'name instruction steps pitfalls format limits exemplars'.split()
 
+def _is_limit(l):
+    return isinstance(l, (list, tuple)) and len(l)==2 and all(type(x) in (int, float) for x in l) and l[0]<=l[1]
+
+def _guideline_faults(g):
+    "What of a guideline has not the shape that its checks need"
+    pitfalls,limits = g.get('pitfalls', []),g.get('limits', {})
+    if not isinstance(g['exemplars'], list): yield 'exemplars is no list'
+    if not isinstance(limits, dict) or not {*limits}<={'instruction', 'input', 'output'} \
+       or not all(map(_is_limit, limits.values())): yield f'limits {limits!r} is not like {{"output": [least, most]}}'
+    if not isinstance(pitfalls, list) or not all(isinstance(p, dict) and 'say' in p for p in pitfalls):
+        yield 'pitfalls is no list of objects that say something'; return
+    for name,pattern in [('format', g.get('format') or ''), *(('pitfall', p.get('pattern', '')) for p in pitfalls)]:
+        try: re.compile(pattern)
+        except (re.error, TypeError) as e: yield f'{name} {pattern!r} is no regular expression: {e}'
+
 def read_guideline(
     guideline,  # Dictionary, or JSON file that holds one
 ) -> dict:
-    "A guideline whose fields are known and whose exemplars pass its own checks"
+    "A guideline whose fields are known and well formed, and whose exemplars pass its own checks"
     where = '' if isinstance(guideline, dict) else f'{guideline}: '
     try: g = guideline if isinstance(guideline, dict) else json.loads(Path(guideline).read_text(encoding='utf-8'))
     except (OSError, ValueError) as e: raise LmftError(f'{where}cannot be read as JSON: {e}') from e
@@ -226,9 +251,10 @@ def read_guideline(
     if missing: raise LmftError(f"{where}the guideline has no {', '.join(sorted(missing))}")
     if odd:
         raise LmftError(f"{where}the guideline has fields {', '.join(sorted(odd))}; use {', '.join(_guideline_fields)}")
+    for fault in _guideline_faults(g): raise LmftError(f'{where}{fault}')
     for i,row in enumerate(g['exemplars'], 1):
         try: wrong = check_against(g, row)
-        except (re.error, AttributeError, KeyError, TypeError, ValueError) as e:
+        except (AttributeError, KeyError, TypeError, ValueError) as e:
             raise LmftError(f'{where}exemplar {i} cannot be checked ({type(e).__name__}: {e})') from e
         if wrong: raise LmftError(f'{where}exemplar {i} breaks the guideline: {wrong[0]}')
     return g
@@ -236,7 +262,7 @@ def read_guideline(
 # %% ../nbs/14_instructions.ipynb #a1f75ffe
 def agreement(
     labels:list,  # For each item the labels of its annotators, in the same order
-) -> dict:        # percent, fleiss, and cohen where there are two annotators
+) -> dict:        # percent, fleiss, and cohen where each item has two, of the same two annotators
     "How far annotators agree: share of agreeing pairs, and kappas; items with one label are left out"
     items = [l for l in labels if len(l)>1]
     if not items: raise LmftError('no item has two labels; agreement needs several annotators of the same items')
@@ -256,15 +282,18 @@ def _tokens(text):
     "Words of a text, lower case; as `rouge_score` cuts it, and letters of other scripts too"
     return tuple(re.findall(r'[^\W_]+', text.lower()))
 
+_quotes = '"\'“”‘’«»'
+
 def _same(text):
-    "What two texts have in common that differ only in punctuation and capitals"
-    return ' '.join(_tokens(text)) or text.strip()
+    "What two texts have in common that differ only in capitals, spaces, quotation marks and the ends of sentences"
+    words = (w.lstrip(_quotes).rstrip(_quotes+'.,;:!?…') for w in text.lower().split())
+    return ' '.join(w for w in words if w) or text.strip()
 
 # %% ../nbs/14_instructions.ipynb #4159ab3f
 def from_guidelines(
     guideline:dict,  # As `read_guideline` gives it
     said:list,       # Of dicts: input, output, annotator; several for the same input
-) -> tuple:          # (rows with origin, what was left out and why, agreement or None)
+) -> tuple:          # (rows with origin, what was left out and why, agreement of answers that keep to it or None)
     "The majority of the annotators' answers that keep to the guideline"
     items,back,rows = {},[],[]
     for i,s in enumerate(said, 1):
@@ -280,8 +309,10 @@ def from_guidelines(
         origin = dict(guideline=guideline['name'], annotators=who, share=n/max(len(by), 1))
         if 2*n>len(by): rows.append(_made(ask, x, by[who[0]], 'guidelines', **origin))
         elif by: back.append(dict(instruction=ask, input=x, annotator=[*by], why=['no answer has a majority']))
-    labels = [[_same(v) for _,v in sorted(by.items())] for by in items.values() if len(by)>1]
-    return rows,back,agreement(labels) if labels else None
+    shared = [by for by in items.values() if len(by)>1]
+    agreed = agreement([[_same(v) for _,v in sorted(by.items())] for by in shared]) if shared else None
+    if len({a for by in shared for a in by})>2: agreed.pop('cohen', None)           # which is about the same two
+    return rows,back,agreed
 
 # %% ../nbs/14_instructions.ipynb #d0bd2f8d
 def _lcs(a, b):
@@ -313,7 +344,7 @@ def _ask_of(row): return f"{row['instruction']} {row.get('input', '')}".strip()
 def filter_rows(
     rows:list,        # New rows: instruction, input, output
     existing:list=(), # Rows that are there already
-    rouge:float=.7,   # Drop a row whose ROUGE-L with any kept one is at least this
+    rouge:float=.7,   # Drop a row whose ROUGE-L with any kept one is at least this; above 1: equal ones alone
     of=_ask_of,       # Function row → the text that is compared
 ) -> tuple:           # (kept rows, {'dropped_duplicates': n, 'dropped_overlap': n})
     "Rows without duplicates and near-copies of what is asked, the first of each kept"
@@ -321,7 +352,7 @@ def filter_rows(
     for r in rows:
         ask = of(r)
         if _same(ask) in asks: counts['dropped_duplicates'] += 1
-        elif any(_alike(ask, a, rouge) for a in asks.values()): counts['dropped_overlap'] += 1
+        elif rouge<=1 and any(_alike(ask, a, rouge) for a in asks.values()): counts['dropped_overlap'] += 1
         else:
             asks[_same(ask)] = ask
             kept.append(r)
@@ -339,7 +370,7 @@ def propose_prompt(
 def parse_rows(
     text:str,  # What a language model wrote after 'Instruction:'
 ) -> list:     # Of dicts: instruction, input, output
-    "The complete rows in a text; what is cut off or empty is left out"
+    "The rows in a text that have all parts; where the text was cut off, the last one may be cut"
     found = [re.fullmatch(r'(.+?)\nInput:(.*?)\nOutput:(.+)', part.strip(), re.S)
              for part in re.split(r'(?:^|\n)Instruction:', text)]
     rows = [dict(zip(('instruction', 'input', 'output'), (t.strip() for t in m.groups()))) for m in found if m]
@@ -359,15 +390,15 @@ def from_model(
     "Rows that a language model writes after seeing others, its own among them; too few if `calls` run out"
     if len(seeds)<k: raise LmftError(f'{len(seeds)} seed tasks are too few to show {k} in a prompt; give more')
     rng,rows,counts = random.Random(seed),[],Counter(calls=0, proposed=0, dropped_duplicates=0, dropped_overlap=0)
-    bar = tqdm(total=n, desc='rows', disable=None, delay=2)
-    while len(rows)<n and counts['calls']<(calls or 4*n):
-        counts['calls'] += 1
-        found = parse_rows(say(propose_prompt(rng.sample(seeds+rows, k))))
-        new,dropped = filter_rows(found, seeds+rows, rouge)
-        counts.update(proposed=len(found), **dropped)
-        origin = dict(author=author, call=counts['calls'], seed=seed)
-        rows += [_made(**r, way='model', **origin) for r in new[:n-len(rows)]]
-        bar.update(len(rows)-bar.n)
+    with tqdm(total=n, desc='rows', disable=None, delay=2) as bar:
+        while len(rows)<n and counts['calls']<(calls or 4*n):
+            counts['calls'] += 1
+            found = parse_rows(say(propose_prompt(rng.sample(seeds+rows, k))))
+            new,dropped = filter_rows(found, seeds+rows, rouge)
+            counts.update(proposed=len(found), **dropped)
+            origin = dict(author=author, call=counts['calls'], seed=seed)
+            rows += [_made(**r, way='model', **origin) for r in new[:n-len(rows)]]
+            bar.update(len(rows)-bar.n)
     return rows,dict(counts)
 
 # %% ../nbs/14_instructions.ipynb #80a1fb4c

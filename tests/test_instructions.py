@@ -78,6 +78,49 @@ def test_guidelines_file(tmp_path):
     path.write_text(json.dumps([guide]))
     with pytest.raises(LmftError, match='holds no guideline'): read_guideline(path)
 
+@pytest.mark.parametrize('fault,why', [
+    (dict(exemplars='Selby'), 'exemplars is no list'), (dict(exemplars=dict(a=1)), 'exemplars is no list'),
+    (dict(format='('), r"format '\(' is no regular"), (dict(format=3), 'format 3 is no regular'),
+    (dict(pitfalls=[dict(say='a', pattern='[')]), r"pitfall '\[' is no regular"),
+    (dict(pitfalls=['a']), 'pitfalls is no list'), (dict(pitfalls=[dict(pattern='a')]), 'pitfalls is no list'),
+    (dict(limits=dict(output=3)), 'limits .* is not like'), (dict(limits=dict(output=[3, 1])), 'limits .* is not like'),
+    (dict(limits=dict(answer=[1, 3])), 'limits .* is not like'), (dict(limits=[1, 3]), 'limits .* is not like')])
+def test_guideline_faults_without_exemplars(fault, why):
+    bare = dict(guide, exemplars=[])
+    assert read_guideline(bare)==bare
+    with pytest.raises(LmftError, match=why) as e: read_guideline({**bare, **fault})
+    assert '\n' not in str(e.value)
+
+@pytest.mark.parametrize('template,why', [
+    ('Label it.', "template 2 is 'Label it.'"), (dict(instruction='a'), 'template 2 has instruction; give'),
+    (dict(instruction='a', output='b', way='c'), 'template 2 has instruction, output, way; give'),
+    (dict(instruction='a', output=1), 'template 2 holds what is no text')])
+def test_templates_are_checked_first(template, why):
+    good,records = dict(instruction='{text}', output='{label}'),[dict(text='a', label='b')]
+    with pytest.raises(LmftError, match=why): from_templates(records, [good, template], 1, on_bad='skip')
+    row, = from_templates(records, [good], 0)
+    assert (row['instruction'], row['input'], row['output'])==('a', '', 'b')
+
+@pytest.mark.parametrize('a,b,same', [
+    ('-1', '1', False), ('7 - 3', '7 + 3', False), ('7 * 3', '7 - 3', False), ('C', 'C++', False), ('0.5', '05', False),
+    ('It is Selby.', 'it is  selby', True), ('"Selby"', 'Selby !', True), ('well-known', 'well known', False)])
+def test_signs_count_and_punctuation_does_not(a, b, same):
+    free = dict(name='f', instruction='Say.', exemplars=[])
+    said = [dict(input='x', output=o, annotator=n) for n,o in zip('xy', (a, b))]
+    assert from_guidelines(free, said)[2]['percent']==same
+    rows = [dict(instruction=f'Take {t}', input='', output='') for t in (a, b)]
+    assert filter_rows(rows, rouge=2.)[1]==dict(dropped_duplicates=int(same), dropped_overlap=0)
+
+@pytest.mark.parametrize('pairs,cohen', [(['xy', 'yx'], True), (['xy', 'yz'], False), (['xy', 'z'], True)])
+def test_cohen_is_about_two(pairs, cohen):
+    said = [dict(input=str(i), output='Selby', annotator=a) for i,pair in enumerate(pairs) for a in pair]
+    assert ('cohen' in from_guidelines(guide, said)[2])==cohen
+
+def test_row_after_an_open_line(tmp_path):
+    (tmp_path/'a.jsonl').write_text('{"instruction": "a", "input": "", "output": "b"}')
+    add_row(tmp_path/'a.jsonl', 'Say hello.', 'Hello!')
+    assert [r['output'] for r in read_records(tmp_path/'a.jsonl')]==['b', 'Hello!']
+
 def test_majority_and_what_is_left_out():
     say = lambda x, *outs: [dict(input=x, output=o, annotator=str(i)) for i,o in enumerate(outs)]
     said = say('two of three', 'Selby', 'Ashby', 'Selby')+say('tie', 'Selby', 'Ashby')+say('none', 'no city', '')
