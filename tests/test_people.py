@@ -174,5 +174,5 @@ def test_what_is_refused(model, data, tmp_path):
     for bad in (['--method', 'wings'], ['--shots', 70], ['--seq_len', 4000]): run('loco', '--tasks', *two, *bad, *new, code=2)
     assert 'goes with' in run('make', '--how', 'templates', '--rows', 5, '--data', data/'sentiment/sst2_dev.jsonl', '--out', tmp_path/'new', code=2)
     run('reward', '--data', pairs, '--model', model, '--max_steps', 1, '--bs', 2, '--out', tmp_path/'rm')
-    assert 'prefix' in run('ppo', '--prompts', pairs, '--reward', tmp_path/'rm', '--method', 'prefix', '--n', 4, *new, code=2)
+    assert 'prefix' in run('ppo', '--prompts', pairs, '--reward', tmp_path/'rm', '--method', 'prefix', '--n', 4, '--on_bad', 'skip', *new, code=2)
     assert not (tmp_path/'new').exists()
