@@ -1,7 +1,7 @@
 """Precision that is what it says, a log of every step, samples of what the model writes
 
 Callbacks hold what is not the model, the data or the loss: the precision of the products, the log, the samples. Each
-is a few lines, and says on which device it does what. Checkpoints with exact resume join them later.
+is a few lines, and says on which device it does what. Checkpoints are a lesson of their own.
 
 Docs: https://lmft-org.github.io/lmft/callbacks.html.md"""
 
