@@ -31,14 +31,16 @@ from tqdm.auto import tqdm
 from .batches import lm_dls, sft_examples
 from .finetuning import tune_learner
 from .generation import encode_prompt
+from .models import base_of, virtual_tokens
 from .prompting import draw_examples, few_shot, respond
 from .records import _open, read_records
 
 # %% ../nbs/15_evaluation.ipynb #5324dcf1
-def _plain(text): return re.findall(r'\w+', text.casefold()) or text.split()
+_around = re.compile(r'''(?<!\S)["'“‘«¿¡]+|[.,;:!?"'”’»…]+(?!\S)''')  # -5, C++ and 5% stay as they are
+def _words(text): return _around.sub('', text.casefold()).split() or text.split()
 
 _rouge = RougeScorer(['rougeL'], use_stemmer=True)
-metrics = dict(exact=lambda said, gold: float(_plain(said)==_plain(gold)),  # Name → function of (said, gold)
+metrics = dict(exact=lambda said, gold: float(_words(said)==_words(gold)),  # Name → function of (said, gold)
                rouge_l=lambda said, gold: _rouge.score(gold, said)['rougeL'].fmeasure)
 
 # %% ../nbs/15_evaluation.ipynb #5484f11f
@@ -82,13 +84,13 @@ def _task_files(paths):
     found = {}
     for p in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
         if not p.exists(): raise LmftError(f'{p}: no such file or folder')
-        inside = sorted([*p.rglob('*.json'), *p.rglob('*.json.gz')]) if p.is_dir() else [p]
+        inside = sorted(p.rglob('*')) if p.is_dir() else [p]
+        inside = [f for f in inside if f.name.endswith(('.json', '.json.gz')) and not f.name.startswith('categories.')]
+        if not inside: raise LmftError(f'{p}: holds no task; give Super-NaturalInstructions files or their folder')
         for f in inside:
             name = f.name.split('.json')[0]
-            if name=='categories': continue
             if found.get(name, f)!=f: raise LmftError(f'{f}: {found[name]} is a task of the same name; rename one')
             found[name] = f
-    if not found: raise LmftError(f'{paths}: holds no task; give Super-NaturalInstructions files or their folder')
     return found
 
 # %% ../nbs/15_evaluation.ipynb #d64b919b
@@ -97,7 +99,12 @@ def _above(path, name='categories.json'):
     return next((d/name for d in (path.parent, path.parent.parent) if (d/name).exists()), None)
 
 def _document(path):
-    with _open(path) as f: return json.load(f)
+    "The object in a task file"
+    try:
+        with _open(path) as f: doc = json.load(f)
+    except ValueError: doc = None                          # lines of JSON
+    if isinstance(doc, dict) and 'Instances' in doc: return doc
+    raise LmftError(f'{path}: holds no task; a task file has Definition, Categories and Instances')
 
 def _clusters(listed):
     "Task → cluster, from a dict, a JSON file or nothing"
@@ -138,17 +145,13 @@ def read_tasks(
     bad:list=None,    # Receives them
 ) -> list:            # Of dict: task, cluster, sources, instruction, input, output, references, options, id
     "Rows of tasks from files, with the clusters and the source data sets of the tasks"
-    files,rows = _task_files(paths),[]
+    files = _task_files(paths)
     records = [*read_records([*files.values()], on_bad, bad)]
-    if any('task' not in r for r in records):
-        path = next(p for p in files.values() if 'Instances' not in _document(p))
-        raise LmftError(f'{path}: holds no task; a task file has Definition, Categories and Instances')
-    for name,rs in _groups(records).items():
-        facts = _task_facts(name, files[name], categories)
-        rows += [dict(r, **facts) for r in with_options(rs)]
-    return rows
+    facts = {name: _task_facts(name, path, categories) for name,path in files.items()}
+    return [dict(r, **facts[name]) for name,rs in _groups(records).items() for r in with_options(rs)]
 
 # %% ../nbs/15_evaluation.ipynb #42bdf5f0
+def _plain(text): return re.findall(r'\w+', text.casefold()) or text.split()
 def _hash(text): return hashlib.sha256(text.encode()).hexdigest()[:16]
 def _said(row): return ' '.join(_plain(row['input'] or row['instruction']))
 
@@ -179,9 +182,10 @@ def fitting(
     seq_len:int,  # Most tokens of prompt and answer together
     chat=False,   # Asked in a conversation
 ) -> list:
-    "The rows whose prompt and answer fit into `seq_len` tokens"
+    "The rows whose prompt and answer fit into `seq_len` tokens; each task must keep one"
     kept = [r for r in rows if _length(r, tok, chat=chat)<=seq_len]
-    if not kept: raise LmftError(f'none of the {len(rows)} rows fits into {seq_len} tokens; use a larger seq_len')
+    if lost := {r['task'] for r in rows}-{r['task'] for r in kept}: raise LmftError(
+        f'task {min(lost)} has no row that fits into {seq_len} tokens; raise seq_len or leave it out')
     return kept
 
 # %% ../nbs/15_evaluation.ipynb #223f96a9
@@ -201,17 +205,34 @@ def shown_examples(
     return drawn
 
 # %% ../nbs/15_evaluation.ipynb #8862ab44
+def _answers(model, tok, rows, examples, chat, max_new_tokens, bs):
+    "An answer to each row, cut where the positions of the model end"
+    room,asked,said = getattr(base_of(model).config, 'max_position_embeddings', None),[],{}
+    for i,(r,es) in enumerate(zip(rows, examples, strict=True)):
+        most = max_new_tokens
+        if room and not r.get('options'):
+            n = virtual_tokens(model)+len(encode_prompt(few_shot(r, es, chat), tok))
+            if n>=room: raise LmftError(f"task {r['task']}: a prompt of {n} tokens leaves no room for an answer in the "
+                                        f'{room} positions of this model; see `fitting`')
+            most = min(most, room-n)
+        asked.append(dict(i=i, most=most))
+    for most,some in _groups(asked, 'most').items():
+        idxs = [a['i'] for a in some]
+        said |= zip(idxs, respond(model, tok, *([x[i] for i in idxs] for x in (rows, examples)), chat, most, bs))
+    return [said[i] for i in range(len(rows))]
+
+# %% ../nbs/15_evaluation.ipynb #36340118
 def evaluate(
     model,                 # Causal 🤗 or peft model
     tok,                   # Its tokenizer
     rows:list,             # Rows of one or more tasks
     examples:list=None,    # Solved rows to show with each row, as `shown_examples` gives them
     chat=False,            # Ask in a conversation, as models tuned on conversations expect
-    max_new_tokens:int=24, # Most tokens of an answer that is written
+    max_new_tokens:int=24, # Most tokens of an answer that is written; fewer where the model has no room for them
     bs:int=64,             # Prompts at a time
 ):                         # DataFrame: task, cluster, n, metric, score, se
     "A row a task: options are chosen by their log-probability, other answers are written"
-    said,table = respond(model, tok, rows, examples, chat, max_new_tokens, bs),[]
+    said,table = _answers(model, tok, rows, examples or [()]*len(rows), chat, max_new_tokens, bs),[]
     for name,rs in _groups([dict(r, said=s) for r,s in zip(rows, said)]).items():
         metric = metric_of(rs)
         scores = [grade(r, r['said'], metric) for r in rs]

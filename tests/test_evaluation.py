@@ -1,12 +1,13 @@
 "What was left out never reaches training, and a killed run gives the same table"
-import json, os, subprocess, sys
+import json, subprocess, sys
 from pathlib import Path
-import pandas as pd, pytest, torch
+import pandas as pd, pytest
 from fastai.callback.core import Callback
 from lmft.core import LmftError, set_seed
 from lmft import evaluation
 from lmft.batches import train_tokenizer
-from lmft.evaluation import check_leaks, columns, forbidden, fold_rows, loco, make_folds, marks, read_tasks, split_tasks
+from lmft.evaluation import (check_leaks, columns, evaluate, fitting, fold_rows, forbidden, grade, loco, make_folds, marks,
+    read_tasks, split_tasks)
 from lmft.models import new_model
 from lmft.world.facts import World
 from lmft.world.judge import write_world
@@ -165,6 +166,31 @@ def test_real_tasks(data):
 def test_records_that_are_no_tasks(tmp_path):
     (tmp_path/'a.json').write_text(json.dumps([dict(instruction='Add.', input='1 1', output='2')]))
     with pytest.raises(LmftError, match='a.json: holds no task'): read_tasks(tmp_path)
+    row = dict(instruction='Add.', input='1 1', output='2')
+    lines = '\n'.join(json.dumps(dict(row, task='b', cluster='c')) for _ in range(3))
+    csv = 'instruction,input,output\nAdd.,1 1,2\n'
+    for name,text in {'b.jsonl': lines, 'b.json': lines, 'i.jsonl': json.dumps(row), 'c.csv': csv, 'd.txt': 'x'}.items():
+        (tmp_path/name).write_text(text)
+        with pytest.raises(LmftError, match=f'{name}: holds no task'): read_tasks(tmp_path/name)
+
+@pytest.mark.parametrize('said,gold,right', [('-5', '5', 0), ('C', 'C++', 0), ('1/2', '1-2', 0), ('5%', '5', 0),
+                                             ('Paris.', 'paris', 1), ("'Yes!'", 'yes', 1), ('-5.', '-5', 1)])
+def test_exact(said, gold, right): assert grade(dict(output=gold), said)==right
+
+def test_a_task_that_does_not_fit(rows, tok):
+    train,test = rows
+    long = [dict(r, input=r['input']+' and on'*99) if r['task']=='kind_of' else r for r in test]
+    with pytest.raises(LmftError, match='task kind_of has no row that fits into 128 tokens'): fitting(long, tok, 128)
+    with pytest.raises(LmftError, match='task kind_of'): run([train, long], tok)
+
+def test_answers_get_the_room_there_is(rows, tok):
+    model = new_model(tok, seq_len=128, hidden_size=32, num_hidden_layers=1, intermediate_size=64)
+    asked = [r for r in rows[1] if not r.get('options')][:12]
+    table = evaluate(model, tok, asked, max_new_tokens=500)
+    pd.testing.assert_frame_equal(table, evaluate(model, tok, asked, max_new_tokens=500, bs=1))
+    near = dict(asked[0], input='near '*30)
+    assert len(evaluate(model, tok, [near, *asked], max_new_tokens=60))==len(table)
+    with pytest.raises(LmftError, match='leaves no room'): evaluate(model, tok, [dict(near, input='far '*200)])
 
 @pytest.mark.parametrize('content,why', [('{}', 'is one object'), ('[1', 'JSON'), ('{"Instances": []}', 'Categories')])
 def test_broken_files(tmp_path, content, why):
