@@ -36,10 +36,10 @@ from .adapters import disabled
 from .batches import LMDL, _row_len
 from .core import pick_device
 from .doctor import usual_lr
-from .finetuning import predict, tune_learner
+from .finetuning import method_cbs, predict, tune_learner
 from .generation import _answer_example, evaluating, generate
 from .learner import HFModel, SumMetric, TokenAccumulation, lm_learner, token_loss
-from .models import trainable
+from .models import base_of, trainable
 from .records import read_records, split_records
 
 # %% ../nbs/16_preferences.ipynb #06c05b3f
@@ -93,12 +93,17 @@ def as_asked(prompt, tok):
     "A question as the turn that a chat model answers; a conversation, or text without a chat template, as it is"
     return [dict(role='user', content=prompt)] if isinstance(prompt, str) and tok.chat_template else prompt
 
+def _to_stop(ex):
+    "An example up to its last label: some templates write on after the stop token"
+    upto = (ex['labels']!=-100).nonzero()[-1].item()+1
+    return {k: v[:upto] for k,v in ex.items()}
+
 def answer_pair(row, tok) -> list:
     "Examples of both sides of a pair, answer and stop token trained from the same place on"
     if row['chosen'].strip()==row['rejected'].strip():
         raise LmftError('chosen and rejected are the same answer; let them differ or take the pair out')
     prompt = as_asked(row['prompt'], tok)
-    pair = [_answer_example(prompt, row[side], tok, True) for side in ('chosen', 'rejected')]
+    pair = [_to_stop(_answer_example(prompt, row[side], tok, True)) for side in ('chosen', 'rejected')]
     start = min((e['labels']!=-100).nonzero()[0].item() for e in pair)     # a token may reach across the seam
     for e in pair: e['labels'] = torch.cat([e['labels'][:start], e['input_ids'][start:]])
     return pair
@@ -126,8 +131,9 @@ def pair_examples(
     for i,r in enumerate(tqdm(rows, desc='tokenise', disable=None, delay=2)):
         try: pairs.append(make(r, tok))
         except LmftError as e:
-            if on_bad!='skip': raise BadRecord(str(e), record=i+1) from e
-            if bad is not None: bad.append(BadRecord(str(e), record=i+1))
+            unfit = BadRecord(f'pair {i+1} of {len(rows)}: {e}', record=i+1)
+            if on_bad!='skip': raise unfit from e
+            if bad is not None: bad.append(unfit)
     kept = [p for p in pairs if max(len(e['input_ids']) for e in p)<=seq_len]
     return kept, len(pairs)-len(kept)
 
@@ -215,6 +221,12 @@ def PairAccuracy():
     return _mean(lambda learn: _wins(*_scored(learn)), 'pair_accuracy')
 
 # %% ../nbs/16_preferences.ipynb #38c18e85
+def _check_rewards(model):
+    "Refuse a model that does not give one number a text, read at its end"
+    wrapped = HFModel(model)
+    if not (wrapped.per_row and wrapped.causal) or base_of(model).config.num_labels!=1:
+        raise LmftError("a reward model is causal, with one number a text; use load_model(path, 'rows', num_labels=1)")
+
 def reward_learner(
     dls,                # DataLoaders from `reward_dls`
     model,              # Causal body with a head of one number: `load_model(path, 'rows', num_labels=1)`
@@ -224,8 +236,7 @@ def reward_learner(
     **kwargs            # Other arguments of `tune_learner`
 ):
     "A Learner for a reward model"
-    if HFModel(model).per_row is False or model.config.num_labels!=1 or not HFModel(model).causal:
-        raise LmftError("a reward model is causal, with one number a text; use load_model(path, 'rows', num_labels=1)")
+    _check_rewards(model)
     if nu is None and any(0 in e['labels'] for p in dls.train.dataset for e in p[:1]):
         raise LmftError('the pairs hold ties; give nu (1 is usual), or leave them out')
     def _loss(pred, decided):
@@ -244,8 +255,9 @@ def reward_scores(
     **kwargs        # Arguments of `lmft.finetuning.predict`: `bs`, `left`
 ) -> torch.Tensor:  # (answers,)
     "The reward of each answer, read at its last real token"
+    _check_rewards(model)
     ends = [end]*len(answers) if isinstance(end, bool) else end
-    exs = [_answer_example(as_asked(p, tok), a, tok, True) for p,a in zip(prompts, answers, strict=True)]
+    exs = [_to_stop(_answer_example(as_asked(p, tok), a, tok, True)) for p,a in zip(prompts, answers, strict=True)]
     ids = [e['input_ids'][:len(e['input_ids'])-(not k)] for e,k in zip(exs, ends, strict=True)]
     return torch.cat([v[0] for v in predict(model, tok, [_at_end(i, 0) for i in ids], **kwargs)])
 
@@ -306,7 +318,8 @@ def cache_logps(
 def _adapter(dls, model, method):
     tuned = trainable(model, method)
     if tuned is model or not isinstance(tuned, PeftModel):
-        raise LmftError(f"reference 'adapter' needs an adapter, which method '{method}' does not add; use copy or cached")
+        raise LmftError(f"reference 'adapter' needs an adapter, which method '{method}' does not add; "
+                        'use copy or cached')
     return tuned, [Reference(lambda: disabled(tuned))]
 
 def _copy(dls, model, method):
@@ -348,6 +361,7 @@ def dpo_learner(
     "A Learner for DPO"
     if reference not in references: raise LmftError(f"reference '{reference}' is unknown; use {', '.join(references)}")
     policy,own = references[reference](dls, model, method)
+    own += [cb() for name,cb in method_cbs.items() if name==method.partition(':')[0]]
     def _loss(pred, ref, tokens, n):
         return dpo_loss(*row_logps(pred, tokens, n).unbind(1), *ref.unbind(1), beta)
     return lm_learner(dls, policy, loss_func=_loss, metrics=dpo_metrics(beta), lr=lr or usual_lr(policy, method)/10,
@@ -376,6 +390,8 @@ def collect(
     **kwargs                # Other arguments of `generate`
 ) -> list:                  # Of dict: prompt, responses
     "Sampled answers to each prompt, equal ones once; prompts with fewer than two different answers are left out"
+    if n<2 or temperature<=0:
+        raise LmftError(f'{n} answers at temperature {temperature:g} cannot differ; draw two or more, above 0')
     asked = [as_asked(p, tok) for p in prompts for _ in range(n)]
     said = generate(model, tok, asked, max_new_tokens, temperature, **kwargs)
     different = [list(dict.fromkeys(s.strip() for s in said[i:i+n])) for i in range(0, len(said), n)]
@@ -383,14 +399,18 @@ def collect(
     return [r for r in rows if len(r['responses'])>1]
 
 # %% ../nbs/16_preferences.ipynb #1b19315d
+def _last_turn(prompt):
+    "What was asked: the text, or that of the last turn of a conversation"
+    return prompt if isinstance(prompt, str) else prompt[-1]['content']
+
 def _answers_key(r): return json.dumps([r['prompt'], sorted(r['responses'])])
 
 def rank_by(
     rows:list,  # Of dict: prompt, responses
-    judge,      # Function of (prompt, responses): their ranks; or a file of rankings that holds these answers
+    judge,      # Function of (text of the last turn, responses): their ranks; or a file of rankings of these answers
 ) -> list:      # The rows with `ranks`
     "Rankings of collected answers"
-    if callable(judge): return [dict(r, ranks=judge(r['prompt'], r['responses'])) for r in rows]
+    if callable(judge): return [dict(r, ranks=judge(_last_turn(r['prompt']), r['responses'])) for r in rows]
     known = {_answers_key(r): dict(zip(r['responses'], r['ranks'])) for r in read_records(judge) if 'ranks' in r}
     for i,r in enumerate(rows):
         if _answers_key(r) not in known:
@@ -405,9 +425,11 @@ def by_hand(
 ) -> list:           # Ranks
     "Ask a person in the terminal for a ranking such as C > B = D > A, until it is one"
     lines = '\n'.join(f'{chr(65+i)}: {a}' for i,a in enumerate(responses))
-    said,why = prompt if isinstance(prompt, str) else prompt[-1]['content'],''
+    why = ''
     while True:
-        try: return parse_ranking(ask(f'{why}\n{said}\n{lines}\nbest first, such as A > B = C: '), len(responses))
+        try: said = ask(f'{why}\n{_last_turn(prompt)}\n{lines}\nbest first, such as A > B = C: ')
+        except EOFError as e: raise LmftError('input ended before all answers were ranked') from e
+        try: return parse_ranking(said, len(responses))
         except LmftError as e: why = f'{e}\n'
 
 # %% ../nbs/16_preferences.ipynb #39e21fff
@@ -440,13 +462,12 @@ class RankingWidget:
             self.box.children = [self.w.Label(f'All {len(self.rows)} are ranked, see {self.path}')]
             return
         r,w = self.todo[0],self.w
-        asked = r['prompt'] if isinstance(r['prompt'], str) else r['prompt'][-1]['content']
         most,narrow = len(r['responses']),dict(width='5em')
         self.ranks = [w.BoundedIntText(value=1, min=1, max=most, layout=narrow) for _ in r['responses']]
         save = w.Button(description=f'Save ({len(self.todo)} to go)')
         save.on_click(lambda _: self.save())
         lines = [w.HBox([n, w.Label(a)]) for n,a in zip(self.ranks, r['responses'])]
-        self.box.children = [w.Label(asked), *lines, save]
+        self.box.children = [w.Label(_last_turn(r['prompt'])), *lines, save]
 
     def save(self):
         "Keep the numbers as ranks and go on"

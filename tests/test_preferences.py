@@ -6,6 +6,7 @@ from fastai.callback.core import Callback
 import lmft.adapters
 from lmft.core import BadRecord, LmftError, set_seed
 from lmft.batches import train_tokenizer
+from lmft.generation import seq_logps
 from lmft.learner import HFModel
 from lmft.models import load_model, new_model, save_model
 from lmft.preferences import (PairDL, cache_logps, dpo_dls, dpo_learner, dpo_loss, pair_examples, rankings_to_pairs,
@@ -25,7 +26,8 @@ def model(head=None, arch='llama', seed=0, **kwargs):
 def as_conversation(r):
     "A pair as TRL reads conversations"
     def turn(role, text): return [dict(role=role, content=text)]
-    return dict(prompt=turn('user', r['prompt']), chosen=turn('assistant', r['chosen']), rejected=turn('assistant', r['rejected']))
+    return dict(prompt=turn('user', r['prompt']), chosen=turn('assistant', r['chosen']),
+                rejected=turn('assistant', r['rejected']))
 
 def trl_args(cls, folder, **kwargs):
     return cls(str(folder), per_device_train_batch_size=8, use_cpu=True, bf16=False, report_to='none', max_length=None,
@@ -108,6 +110,22 @@ def test_reference_modes_are_equal(dropout, n_acc):
     for a,b,c in zip(*losses.values()):
         assert a==pytest.approx(b, abs=2e-5) and a==pytest.approx(c, abs=2e-5)
 
+@pytest.mark.parametrize('reference', ['copy', 'cached'])
+def test_gradual_unfreezing_comes_with_its_method(reference):
+    "Blocks stay as they are until their stage; at the end all weights have moved"
+    m = model()
+    before = {n: p.detach().clone() for n,p in m.named_parameters()}
+    def moved(): return {n for n,p in m.named_parameters() if (p!=before[n]).any()}
+    class First(Callback):
+        run_valid = False
+        def after_batch(self):
+            if not hasattr(self, 'seen'): self.seen = moved()
+    learn = dpo_learner(dpo_dls(rows[:16], rows[16:], tok, bs=2), m, 'gradual', reference=reference, lr=1e-3,
+                        cbs=(first := First()))
+    learn.fit_cos(2)
+    assert first.seen and not any('layers.' in n for n in first.seen)
+    assert moved()==set(before)
+
 def test_full_tuning_has_a_reference_of_its_own():
     kept = {}
     for reference in ('copy', 'cached'):
@@ -140,7 +158,8 @@ def test_reward_is_read_at_the_last_token(arch, pad_is_eos):
     ends = [i%3>0 for i in range(len(rows))]                      # each third answer was cut by length
     truth = []
     for p,a,end in zip(prompts, answers, ends):
-        ids = t.apply_chat_template([dict(role='user', content=p), dict(role='assistant', content=a)], return_dict=False)
+        talk = [dict(role='user', content=p), dict(role='assistant', content=a)]
+        ids = t.apply_chat_template(talk, return_dict=False)
         assert ids[-1]==t.eos_token_id
         ids = torch.tensor([ids if end else ids[:-1]])
         hidden = hf.base_model(input_ids=ids).last_hidden_state
@@ -162,7 +181,8 @@ def test_transformers_scores_the_saved_model_alike(tmp_path):
         learn = reward_learner(reward_dls(rows, rows[:4], tok, bs=8), hf, method)
         learn.fit_cos(2)
         save_model(learn.model.hf, tok, tmp_path/method)
-        base = AutoModelForSequenceClassification.from_pretrained(tmp_path/('base' if method=='lora' else method), num_labels=1)
+        below = tmp_path/('base' if method=='lora' else method)
+        base = AutoModelForSequenceClassification.from_pretrained(below, num_labels=1)
         theirs = PeftModel.from_pretrained(base, tmp_path/method) if method=='lora' else base
         t = AutoTokenizer.from_pretrained(tmp_path/method)
         talks = [[dict(role='user', content=r['prompt']), dict(role='assistant', content=r['chosen'])] for r in rows]
@@ -195,6 +215,32 @@ def test_reward_models_learn(method, lr):
     learn.fit_cos(15)
     assert learn.validate()[0]<before/3
 
+@pytest.mark.parametrize('marked', [True, False])
+def test_templates_that_write_on_after_the_stop_token(marked):
+    "A line break behind each turn is neither trained nor judged"
+    t,turn = copy.deepcopy(tok),"{{ m.content }}<|end|>"
+    if marked: turn = '{% generation %}'+turn+'{% endgeneration %}'
+    t.chat_template = ("{% for m in messages %}<|{{ m.role }}|>{% if m.role=='assistant' %}"+turn+
+                       "{% else %}{{ m.content }}<|end|>{% endif %}{{ '\\n' }}{% endfor %}"
+                       '{% if add_generation_prompt %}<|assistant|>{% endif %}')
+    some,hf,judge = rows[:6],model().eval(),model('rows', num_labels=1).eval()
+    talks = [[dict(role='user', content=r['prompt']), dict(role='assistant', content=r['chosen'])] for r in some]
+    whole = [t.apply_chat_template(m, tokenize=False) for m in talks]
+    ids = [t(w[:-1], add_special_tokens=False).input_ids for w in whole]
+    assert all(w.endswith('<|end|>\n') for w in whole) and all(i[-1]==t.eos_token_id for i in ids)
+    pairs,_ = pair_examples(some, t)
+    assert [c['input_ids'].tolist() for c,_ in pairs]==ids
+    assert [t.decode(c['labels'][c['labels']!=-100]) for c,_ in pairs]==[r['chosen']+'<|end|>' for r in some]
+    inputs,_,tokens,n = PairDL(pairs, t, bs=6, packed=False).one_batch()
+    asked = [m[:1] for m in talks]
+    with torch.no_grad(): logps = row_logps(HFModel(hf)(inputs), tokens, n)[:, 0]
+    torch.testing.assert_close(logps, seq_logps(hf, t, asked, [r['chosen'] for r in some]), rtol=1e-4, atol=1e-4)
+    for end in (True, False):
+        read = [torch.tensor([i if end else i[:-1]]) for i in ids]
+        with torch.no_grad(): want = torch.cat([judge(input_ids=i).logits[0] for i in read])
+        got = reward_scores(judge, t, asked, [r['chosen'] for r in some], end)
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
 def test_pairs_that_tie_need_their_own_likelihood():
     pairs = rankings_to_pairs(ranking_rows(World(0), 12), ties=True)
     assert 5<sum(bool(p.get('tie')) for p in pairs)<len(pairs)
@@ -205,6 +251,7 @@ def test_what_is_no_reward_model_is_refused():
     dls = reward_dls(rows, rows[:4], tok)
     for m in (model(), model('rows', num_labels=3), new_model(tok, arch='bert', head='rows', num_labels=1)):
         with pytest.raises(LmftError, match='a reward model is'): reward_learner(dls, m)
+        with pytest.raises(LmftError, match='a reward model is'): reward_scores(m, tok, ['Who?'], ['Ada.'])
 
 @pytest.mark.parametrize('name', ['hh_harmless_dev', 'dpo_en_demo_dev', 'llmbar_dev', 'pandalm_dev'])
 def test_real_pairs(data, name):
@@ -224,4 +271,5 @@ def test_real_pairs(data, name):
         assert t.decode(c['labels'][start[0]:-1])!=t.decode(r['labels'][start[0]:-1])
 
 def test_equal_answers_are_refused(data):
-    with pytest.raises(BadRecord, match='rejected'): list(read_records(data/'broken/preference_chosen_equals_rejected.jsonl'))
+    broken = data/'broken/preference_chosen_equals_rejected.jsonl'
+    with pytest.raises(BadRecord, match='rejected'): list(read_records(broken))
