@@ -361,7 +361,7 @@ def collect(**o):
     model,tok,kw = _opened(o)
     drawn,done = draw(model, tok, prompts, o['n'], **kw),[]
     def keep(prompt, responses):
-        done.append(dict(prompt=prompt, responses=responses, ranks=by_hand(prompt, responses)))
+        done.append(dict(drawn[len(done)], ranks=by_hand(prompt, responses)))
         write_jsonl(done, out/'rankings.jsonl')                                  # a person's work is kept at once
         return done[-1]['ranks']
     by = {'gold': Judge(World(0)).rank, 'human': keep}.get(o['by'], o['by'])
@@ -484,7 +484,7 @@ def ppo(**o):
         first = sample_rollouts(model.to(device), tok, [as_asked(p, tok) for p in prompts[:256]], o['max_new_tokens'])
         scores = scaled_reward(partial(reward_scores, judge, judge_tok), *zip(*((r['prompt'], r['answer']) for r in first)))
         kept.append(ppo_learner(model, tok, prompts, scores, o['method'], n=o['n'], bs=o['bs'], n_acc=o['n_acc'],
-                                lr=o['lr'], seed=o['seed'], beta=o['beta'], max_new_tokens=o['max_new_tokens'], cbs=cbs))
+                                lr=o['lr'], seed=o['seed'], device=device, beta=o['beta'], max_new_tokens=o['max_new_tokens'], cbs=cbs))
         return kept[0]
     def figures():
         rounds = kept[0].rollouts.rows
