@@ -142,7 +142,7 @@ class Checkpoint(Callback):
     def before_fit(self):
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
         self.found = None
-        if not self.run or self.opt is None: return                                            # a validation, no training
+        if not self.run or self.opt is None: return                                          # a validation, no training
         for half in self.folder.glob('.step-*.tmp'): shutil.rmtree(half, ignore_errors=True)
         self.begun_with = weights_hash(self.model)
         if self.resume: self.found = read_checkpoint(self.folder)
@@ -167,7 +167,8 @@ def _check(self:Checkpoint, state, tensors):
         odd = min(k for k in mine.keys()|theirs.keys() if mine.get(k)!=theirs.get(k)).removeprefix('weight/')
         raise LmftError(f'{self.folder}: the checkpoint is of another model; {odd} differs')
     for name,now in (('begun_with', self.begun_with), ('n_epoch', self.n_epoch), ('n_iter', len(self.dls.train))):
-        if state[name]!=now: raise LmftError(f'{self.folder}: the checkpoint is of another run; {name} is {now}, it was {state[name]}')
+        if state[name]!=now:
+            raise LmftError(f'{self.folder}: the checkpoint is of another run; {name} is {now}, it was {state[name]}')
 
 @patch
 def _restore(self:Checkpoint, state, tensors):
@@ -187,10 +188,10 @@ def _restore(self:Checkpoint, state, tensors):
 def save(self:Checkpoint):
     "Write a checkpoint, all at once or not at all, then let the oldest go"
     learn,step = self.learn,self.learn.train_iter
-    smooth,scaler,log = (learn.recorder.smooth_loss, getattr(learn, 'precision', None), getattr(learn, 'step_log', None))
+    smooth,scaler,log = learn.recorder.smooth_loss,getattr(learn, 'precision', None),getattr(learn, 'step_log', None)
     state = dict(begun_with=self.begun_with, n_epoch=self.n_epoch, n_iter=len(self.dls.train), epoch=self.epoch,
-                 iter=step-self.epoch_start, train_iter=step, pct_train=learn.pct_train, data=self.data, rng=rng_state(),
-                 lrs=[float(h['lr']) for h in learn.opt.hypers],
+                 iter=step-self.epoch_start, train_iter=step, pct_train=learn.pct_train, data=self.data,
+                 rng=rng_state(), lrs=[float(h['lr']) for h in learn.opt.hypers],
                  smooth=[smooth.count, float(smooth.val)], scaler=scaler and scaler.scaler.state_dict(),
                  log=log and log.state())
     try:
@@ -199,6 +200,6 @@ def save(self:Checkpoint):
             save_file(_tensors(self.model, self.opt.opt), tmp/'state.safetensors')
             (tmp/'state.json').write_text(json.dumps(state))
     except (OSError, SafetensorError) as e:
-        raise LmftError(f'{self.folder}: the checkpoint of step {step} cannot be written ({e}); make room and go on from the '
-                        'one before') from e
+        raise LmftError(f'{self.folder}: the checkpoint of step {step} cannot be written ({e}); make room and go on from '
+                        'the one before') from e
     for old in checkpoints(self.folder)[:-self.keep]: shutil.rmtree(old)

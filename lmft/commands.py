@@ -195,7 +195,8 @@ def _by_templates(o, bad):
     from lmft.instructions import from_templates, usual_templates
     from lmft.records import read_records
     files = {path: list(read_records(path, o['on_bad'], bad)) for path in o['data']}
-    templates = _read_json(o['templates'], list) if o['templates'] else usual_templates([r for rs in files.values() for r in rs])
+    every = [r for rs in files.values() for r in rs]
+    templates = _read_json(o['templates'], list) if o['templates'] else usual_templates(every)
     def rows(split, bad):
         made = []
         for path,records in files.items():
@@ -210,7 +211,8 @@ def _read_json(path, kind):
     from lmft.core import LmftError
     try: found = json.loads(Path(path).read_text(encoding='utf-8'))
     except (OSError, ValueError) as e: raise LmftError(f'{path}: cannot be read as JSON: {e}') from e
-    if not isinstance(found, kind): raise LmftError(f'{path}: holds a {type(found).__name__}; a {kind.__name__} is needed')
+    if not isinstance(found, kind):
+        raise LmftError(f'{path}: holds a {type(found).__name__}; a {kind.__name__} is needed')
     return found
 
 # %% ../nbs/20b_commands.ipynb #fbfe13da
@@ -278,8 +280,8 @@ def _room(o, model):
     from lmft.core import LmftError
     room = getattr(model.config, 'max_position_embeddings', o['seq_len'] or 512)-o['max_new_tokens']
     if room<2 or (o['seq_len'] or 0)>room:
-        raise LmftError(f"the model has {room+o['max_new_tokens']} positions, so --seq_len can be at most {room}, as an "
-                        f"answer may take --max_new_tokens {o['max_new_tokens']}")
+        raise LmftError(f"the model has {room+o['max_new_tokens']} positions, so --seq_len can be at most {room}: "
+                        f"an answer may take --max_new_tokens {o['max_new_tokens']}")
     return o['seq_len'] or min(512, room)
 
 def _that_fit(o, sides, tok, seq_len):
@@ -326,7 +328,7 @@ def loco(**o):
     model = load_model(path)
     seq_len = _room(o, model)
     train,test,long = _that_fit(o, [train, test], tok, seq_len)
-    fold_rows(make_folds(train, o['seed']), train, test)              # whatever cannot be done is said before the first fold
+    fold_rows(make_folds(train, o['seed']), train, test)             # what cannot be done is said before the first fold
     shown_examples(test, train, o['shots'], tok, seq_len, o['chat'], o['seed'])
     trainable(model, o['method'])
     begin_folder(o, out, run_config(o, device, precision, o['lr']), bad)
@@ -337,7 +339,8 @@ def loco(**o):
     def cbs(fold): return [*mixed_precision(precision), StepLog(10, [SimpleNamespace(log=partial(log, fold))])]
     set_seed(o['seed'])
     table = leave_out(lambda: load_model(path).to(device), tok, train, test, out, o['shots'], seq_len, o['chat'],
-                      o['max_new_tokens'], o['seed'], cbs, method=o['method'], steps=o['max_steps'], lr=o['lr'], bs=o['bs'])
+                      o['max_new_tokens'], o['seed'], cbs, method=o['method'], steps=o['max_steps'], lr=o['lr'],
+                      bs=o['bs'])
     plot_bars(table, columns, out/'loco.png')
     return write_metrics(o, out, column_means(table) | dict(left_out_too_long=long), bad)
 
@@ -382,7 +385,7 @@ def _preferences(o, ties=False):
     n_ties = sum(bool(r.get('tie')) for rows in sides for r in rows)
     if not ties: sides = [[r for r in rows if not r.get('tie')] for rows in sides]
     for name,rows in zip(('training', 'validation'), sides):
-        if not rows: raise LmftError(f"no {name} pair has a better answer; all rankings there tie, so give more of them")
+        if not rows: raise LmftError(f'no {name} pair has a better answer; all rankings there tie, so give more')
     return *sides, bad, n_ties
 
 def _pairs_of(o, rows, tok, make, bad):
@@ -432,7 +435,8 @@ def dpo(**o):
     adapter = o['method'].partition(':')[0] in ('lora', 'seq_adapter', 'par_adapter')
     reference = o['reference'] or ('adapter' if adapter else 'cached')
     learner = partial(dpo_learner, dls, model, o['method'], o['beta'], reference, o['lr'])
-    return run_training(o, out, device, precision, tok, learner, bad, dict(pairs=len(exs), left_out_too_long=long+long_held))
+    more = dict(pairs=len(exs), left_out_too_long=long+long_held)
+    return run_training(o, out, device, precision, tok, learner, bad, more)
 
 # %% ../nbs/20b_commands.ipynb #ea10485e
 def _reward_model(path):
@@ -482,9 +486,11 @@ def ppo(**o):
     kept = []
     def learner(cbs):
         first = sample_rollouts(model.to(device), tok, [as_asked(p, tok) for p in prompts[:256]], o['max_new_tokens'])
-        scores = scaled_reward(partial(reward_scores, judge, judge_tok), *zip(*((r['prompt'], r['answer']) for r in first)))
+        asked = zip(*((r['prompt'], r['answer']) for r in first))
+        scores = scaled_reward(partial(reward_scores, judge, judge_tok), *asked)
         kept.append(ppo_learner(model, tok, prompts, scores, o['method'], n=o['n'], bs=o['bs'], n_acc=o['n_acc'],
-                                lr=o['lr'], seed=o['seed'], device=device, beta=o['beta'], max_new_tokens=o['max_new_tokens'], cbs=cbs))
+                                lr=o['lr'], seed=o['seed'], device=device, beta=o['beta'],
+                                max_new_tokens=o['max_new_tokens'], cbs=cbs))
         return kept[0]
     def figures():
         rounds = kept[0].rollouts.rows

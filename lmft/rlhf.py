@@ -31,6 +31,7 @@ from torch import nn
 from .adapters import disabled
 from .batches import LMDL, make_batch
 from .doctor import usual_lr
+from .finetuning import method_cbs
 from .generation import _answer, _left_pad, _settings, encode_prompt, evaluating, stop_ids
 from .learner import HFModel, SumMetric, lm_learner, token_loss
 from .models import head_of, trainable, virtual_tokens
@@ -205,11 +206,14 @@ class Rollouts(Callback):
     ):
         store_attr()
         self.rows = []
-    def before_epoch(self):
-        rs = self.collect(random.Random(f'{self.seed}-{len(self.rows)}').sample(self.prompts, self.n))
-        self.dls.train.dataset[:] = rs*self.passes
+    def draw(self, i): return random.Random(f'{self.seed}-{i}').sample(self.prompts, self.n)
+    def before_fit(self): self.fit_amp = self.model.amp
+    def before_epoch(self): self.dls.train.dataset[:] = self.collect(self.draw(len(self.rows)))*self.passes
     def before_validate(self): raise CancelValidException()          # a round is measured by the next one's answers
-    def after_fit(self): self.collect(random.Random(f'{self.seed}-last').sample(self.prompts, self.n))
+    def after_fit(self):
+        self.model.amp = self.fit_amp                                # `Precision` has already taken it away
+        self.collect(self.draw(0))                                   # the first prompts again: these rows compare
+        self.model.amp = None
 
 # %% ../nbs/17_rlhf.ipynb #3b8684ea
 @patch
@@ -280,19 +284,21 @@ def ppo_learner(
     value_weight:float=.5,  # As in `ppo_loss`
     lr:float=None,          # Highest rate; None: half of `usual_lr`
     seed:int=0,             # Decides prompts and order
+    device=None,            # Where model and batches go; None: a GPU if there is one
     cbs=(),                 # More callbacks
     **kwargs                # Other arguments of `Rollouts`
 ):
     "A Learner whose epochs are rounds of drawing and updating; `learn.rollouts.rows` has their figures"
     if len(prompts)<n: raise LmftError(f'a round takes {n} prompts, but there are {len(prompts)}; give more or lower n')
-    device,prompts = pick_device(),[as_asked(p, tok) for p in prompts]
+    device,prompts = device or pick_device(),[as_asked(p, tok) for p in prompts]
     policy,ref_model = _policy(model.to(device), method, ref_model)
     dl = RolloutDL([None]*n*passes, tok=tok, bs=bs, n_acc=n_acc, packed=False, shuffle=True, seed=seed, device=device)
     dl.n_rollouts,rolls = n,Rollouts(tok, prompts, reward, ref_model, n, passes, seed=seed, **kwargs)
     figures = [ValueMetric(lambda k=k: rolls.rows[-1][k], k) for k in ('reward', 'kl', 'entropy', 'length')]
     loss = partial(ppo_loss, clip=clip, value_weight=value_weight)
+    own = [cb() for name,cb in method_cbs.items() if name==method.partition(':')[0]]
     learn = lm_learner(DataLoaders(dl, dl, device=device), policy, loss, metrics=[*figures, _clipped(clip)], wd=0.,
-                       lr=lr or usual_lr(policy, method)/2, cbs=[NoDropout(), rolls, *L(cbs)])
+                       lr=lr or usual_lr(policy, method)/2, cbs=[NoDropout(), rolls, *own, *L(cbs)])
     learn.model = ActorCritic(policy)
     learn.recorder.train_metrics,learn.recorder.valid_metrics = True,False
     return learn

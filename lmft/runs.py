@@ -53,12 +53,12 @@ _sample = dict(
 _prompts = (list, None, 'files, folders or hf:NAME[:SPLIT] of records that have a prompt')
 _tasks = dict(
     tasks=(list, None, 'Super-NaturalInstructions task files or their folders'),
-    categories=(str, None, 'JSON file, task to cluster (default: categories.json beside the tasks, or the tasks themselves)'),
+    categories=(str, None, 'JSON file, task to cluster (default: categories.json beside the tasks, or the tasks)'),
     model=_model,
     n=(int, 50, 'most rows of a task that are asked'),
     max_new_tokens=(int, 24, 'most tokens of an answer'),
-    **{k: _train[k] for k in (*_out, 'on_bad')}, seq_len=(int, None, 'most tokens of prompt and answer together (default: '
-                                                                    'what the model has room for, at most 512)'))
+    seq_len=(int, None, 'most tokens of prompt and answer together (default: what the model has room for, up to 512)'),
+    **{k: _train[k] for k in (*_out, 'on_bad')})
 _methods = 'full, last:N, gradual, lora[:R], prefix[:N], prompt[:N], seq_adapter[:R] or par_adapter[:R]'
 options = dict(
     pretrain=dict(_train, model=(str, 'tiny', 'tiny, small, or a model whose pretraining goes on'),
@@ -79,12 +79,13 @@ options = dict(
                                     '(default: those for the shape of the data)'),
               held_out=(int, 1, 'templates that are kept for held_out.jsonl, the same records in other words'),
               guideline=(str, None, 'JSON file that --data, answers of annotators, must keep to'),
-              model=(str, None, "language model that writes rows after seeing those of --data, or 'world', a scripted one"),
+              model=(str, None, "language model that writes rows after seeing those of --data; 'world' is a scripted one"),
               rows=(int, None, 'rows that the model shall write (default: 100)'),
-              rouge=(float, None, 'a row of the model is dropped if its ROUGE-L with another is at least this (default: 0.7)'),
+              rouge=(float, None, 'a row is dropped if its ROUGE-L with another is at least this (default: 0.7)'),
               max_new_tokens=(int, 256, 'most tokens that the model writes at once'),
               temperature=(float, 1., 'of the model')),
-    evaluate=dict(_tasks, shots=(int, 0, 'solved examples in the prompt'), chat=(bool, False, 'ask in a conversation, as models tuned on conversations expect')),
+    evaluate=dict(_tasks, shots=(int, 0, 'solved examples in the prompt'),
+                  chat=(bool, False, 'ask in a conversation, as models tuned on conversations expect')),
     loco=dict(_tasks, shots=(int, 2, 'solved examples in the prompts of the column few_shot'),
               **{k: _train[k] for k in ('lr', 'resume', 'precision')}, bs=(int, 16, 'rows of a step'),
               method=(str, 'full', 'head, '+_methods), max_steps=(int, 200, 'optimiser steps of a fold'),
@@ -118,7 +119,8 @@ required = dict(pretrain=['data', 'out'], finetune=['task', 'data', 'model', 'ou
                 sft=['data', 'model', 'out'], merge=['model', 'out'], make=['how', 'data', 'out'],
                 evaluate=['tasks', 'model', 'out'], loco=['tasks', 'model', 'out'],
                 collect=['prompts', 'model', 'out'], reward=['data', 'model', 'out'], dpo=['data', 'model', 'out'],
-                ppo=['prompts', 'model', 'reward', 'out'], generate=['model'], chat=['model'], doctor=['data'], world=['out'], tour=['out'])
+                ppo=['prompts', 'model', 'reward', 'out'], generate=['model'], chat=['model'],
+                doctor=['data'], world=['out'], tour=['out'])
 
 # %% ../nbs/20a_runs.ipynb #2130a8f4
 def complete(command, o, **defaults):
@@ -167,14 +169,15 @@ def free_folder(o):
     "The folder of a run, if it is free, may be overwritten, or holds a run to go on with; nothing is changed yet"
     from lmft.core import LmftError
     out,resume = Path(o['out']),o.get('resume')
-    if resume and o['overwrite']: raise LmftError('--resume goes on with a run and --overwrite replaces it; give one of them')
+    if resume and o['overwrite']: raise LmftError('--resume goes on with a run, --overwrite replaces it; give one of them')
     if out.exists() and not out.is_dir(): raise LmftError(f'{out}: is a file; --out must be a folder')
     if not out.is_dir() or not any(out.iterdir()) or o['overwrite']: return out
     if not resume: raise LmftError(f'{out}: the folder is not empty; take another one, go on with the run in it with '
                                    '--resume, or replace it with --overwrite')
     if not (out/'config.json').exists(): raise LmftError(f'{out}: holds no run that could go on; take another folder')
     found = json.loads((out/'config.json').read_text())['command']
-    if found!=o['command']: raise LmftError(f"{out}: holds a run of {found}, not of {o['command']}; take another folder")
+    if found!=o['command']:
+        raise LmftError(f"{out}: holds a run of {found}, not of {o['command']}; take another folder")
     return out
 
 def clear_folder(out):
@@ -199,7 +202,7 @@ def _same_run(old, new):
             elif k not in _free_to_change: yield at+k, v
     old,new = dict(flat(old)),dict(flat(json.loads(json.dumps(new))))
     odd = [k for k in old | new if old.get(k)!=new.get(k)]
-    if odd: raise LmftError(f'--resume: this is another run: {odd[0]} was {old.get(odd[0])}, and now is {new.get(odd[0])}')
+    for k in odd[:1]: raise LmftError(f'--resume: this is another run: {k} was {old.get(k)}, and now is {new.get(k)}')
 
 def begin_folder(o, out, config, bad=()):
     "Clear the folder and leave there what is known before the work; or see that the run to go on with is the same"

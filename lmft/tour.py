@@ -136,10 +136,11 @@ def _pretraining(t):
 def _masked_pretraining(t):
     _,t.toks['masked'],log,meter = _pretrain(t, 'masked')
     last = log.rows[-1]
-    t.metrics |= dict(masked_loss=last['valid_loss'], masked_accuracy=last['masked_accuracy'], masked_tokens=last['tokens'],
-                      masked_recall=meter.rows[-1]['recall'])
+    t.metrics |= dict(masked_loss=last['valid_loss'], masked_accuracy=last['masked_accuracy'],
+                      masked_tokens=last['tokens'], masked_recall=meter.rows[-1]['recall'])
     t.page.add('Pretraining on hidden words', f"Another model reads {last['tokens']:,} tokens of which some words are "
-               f"hidden, and finds {last['masked_accuracy']:.0%} of the hidden ones in new text.", _curve(log.rows, ['loss', 'valid_loss']))
+               f"hidden, and finds {last['masked_accuracy']:.0%} of the hidden ones in new text.",
+               _curve(log.rows, ['loss', 'valid_loss']))
 
 # %% ../nbs/19_tour.ipynb #8c4d869c
 @stage
@@ -169,7 +170,8 @@ def _tuning(t):
         figures = {'trainable_params': count_params(model)['trainable_params'], 'answers': after['right'].mean(),
                    'recall': sum(kept)/len(kept)}
         t.metrics |= {f'{method}_{k}': v for k,v in figures.items()}
-        table.append(dict(zip(('method', 'weights trained', 'right answers', 'facts still known'), (method, *figures.values()))))
+        names = 'method', 'weights trained', 'right answers', 'facts still known'
+        table.append(dict(zip(names, (method, *figures.values()))))
     t.page.add('Tuning on questions', f'{len(rows)} questions with answers, learned in full and with five kinds of adapter, '
                f'{t.steps} steps each. The model is then asked about {len(new)} facts whose questions stood in no training '
                'text:', _curve(curves, _methods, 'step', 'step'), pd.DataFrame(table), said.iloc[::max(1, len(said)//12)])
@@ -211,7 +213,8 @@ def _entities(t):
         model,tok = t.fresh(kind, 'tokens', **label_config(tags_of(train)))
         learn = tune_learner(ner_dls(rename_entities(train), test, tok, model, seq_len=64, bs=16), model, lr=5e-4)
         learn.fit_cos(steps=t.steps)
-        rows[f'{kind} base, tuned'] = t.metrics[f'entity_f1_{kind}'] = entity_f1(predict_tags(model, tok, sentences), true)
+        f1 = t.metrics[f'entity_f1_{kind}'] = entity_f1(predict_tags(model, tok, sentences), true)
+        rows[f'{kind} base, tuned'] = f1
     t.metrics['entity_f1_baseline'] = rows['list of names']
     t.page.add('Finding names', f'Persons, places and companies in {len(test)} sentences; more than a third of the names '
                'stand in no training row, and half of those in the training rows were made up:',
@@ -253,7 +256,8 @@ def _instruction_sets(t):
     films = labelled_rows(t.world, 'film_review', 60)
     labels,right = labels_of(films),{r['text']: r['label'] for r in films}
     def share(test, rs): return sum(map(test, rs))/len(rs)
-    guideline = dict(name='films', instruction='Is this opinion on a film good or bad?', format='|'.join(labels), exemplars=[])
+    guideline = dict(name='films', instruction='Is this opinion on a film good or bad?', format='|'.join(labels),
+                     exemplars=[])
     def vote(i, k, y): return labels[1-labels.index(y)] if (i+k)%5==0 else y        # each errs once in five
     said = [dict(input=r['text'], output=vote(i, k, r['label']), annotator=f'annotator {k}')
             for i,r in enumerate(films) for k in range(3)]
@@ -265,7 +269,8 @@ def _instruction_sets(t):
             'three annotators with a guideline': rows, 'a language model (scripted)': more}
     t.metrics |= dict(instruction_rows=sum(map(len, made.values())), annotators_agree=agree['percent'],
                       dropped_duplicates=counts['dropped_duplicates'], dropped_overlap=counts['dropped_overlap'])
-    table = [dict(way=way, rows=len(rs), **{k: rs[0][k] for k in ('instruction', 'input', 'output')}) for way,rs in made.items()]
+    table = [dict(way=way, rows=len(rs), **{k: rs[0][k] for k in ('instruction', 'input', 'output')})
+             for way,rs in made.items()]
     t.page.add('Making instructions', f"Pairs of annotators agree on {agree['percent']:.0%} of the texts, each is right "
                f"on {share(lambda s: right[s['input']]==s['output'], said):.0%}, their majority on "
                f"{share(lambda r: right[r['input']]==r['output'], rows):.0%}. Of the model's rows "
@@ -279,11 +284,13 @@ _clusters = ('food_review film_review about_people about_things to_other phrase_
 def _leaving_out(t):
     rows = [r for name in _clusters for r in task_rows(t.world, name, 5*t.asked, seed=t.seed)]
     train,test = split_tasks(rows, 4*t.asked, t.asked, t.seed)
-    table = loco(lambda: t.fresh()[0], t.tok, train, test, seed=t.seed, steps=2*t.steps, bs=8, lr=1e-3, max_new_tokens=16)
+    how = dict(steps=2*t.steps, bs=8, lr=1e-3, max_new_tokens=16, seed=t.seed)
+    table = loco(lambda: t.fresh()[0], t.tok, train, test, **how)
     means = column_means(table)
     t.metrics |= {f'tasks_{c}': means[f'{c}_mean'] for c in columns}
     fig = Figure(figsize=(6, 2.8), layout='constrained')
-    fig.subplots().bar(columns, [means[f'{c}_mean'] for c in columns], yerr=[means[f'{c}_mean_se'] for c in columns], capsize=4)
+    height,err = ([means[f'{c}_mean{end}'] for c in columns] for end in ('', '_se'))
+    fig.subplots().bar(columns, height, yerr=err, capsize=4)
     t.page.add('Leaving tasks and clusters out', f'{len(table)} tasks in four clusters: before tuning, with examples in the '
                'prompt, tuned without the task (loto), without its whole cluster (loco), and on all. Each fold trains on '
                'as many tasks and rows.', fig, table[['cluster', 'task', *columns]])
@@ -308,7 +315,8 @@ def _chatting(t):
     right = answers(*t.fresh('chat'), [f for f in t.known if not asked(f)])['right'].mean()
     t.metrics['chat_answers'] = right
     t.page.add('A chat model', f"Tuned on questions and on answers of mixed quality, it answers {right:.0%} of the "
-               f"questions that stood in no training text, and {t.metrics['chat_insults']:.0%} of new provocations with an insult.")
+               f"questions that stood in no training text, and {t.metrics['chat_insults']:.0%} of new provocations "
+               'with an insult.')
 
 # %% ../nbs/19_tour.ipynb #b01d02d1
 @stage
@@ -335,7 +343,8 @@ def _preferring(t):
     learn = dpo_learner(dpo_dls(*split_by_prompt(t.pairs, .1), tok, 96, bs=16), model, 'lora', reference='adapter')
     learn.fit_cos(3)
     t.said['dpo'] = _judged(t, learn.model.hf, tok, 'dpo')
-    figures = dict(zip(('dpo_pair_accuracy', 'dpo_reward_margin', 'dpo_chosen_logp_change'), learn.recorder.values[-1][2:]))
+    names = 'dpo_pair_accuracy', 'dpo_reward_margin', 'dpo_chosen_logp_change'
+    figures = dict(zip(names, learn.recorder.values[-1][2:]))
     t.metrics |= figures
     t.page.add('Direct preference optimisation', 'The same pairs without a reward model:', pd.DataFrame([figures]))
 
@@ -344,7 +353,8 @@ def _preferring(t):
 def _reinforcing(t):
     model,tok = t.fresh('chat')
     first = [as_asked(p, tok) for p in t.asks[-t.judged:]]
-    reward = scaled_reward(partial(reward_scores, t.rewarder, tok, bs=64), first, generate(model, tok, first, 16, 1., bs=70))
+    said = generate(model, tok, first, 16, 1., bs=70)
+    reward = scaled_reward(partial(reward_scores, t.rewarder, tok, bs=64), first, said)
     learn = ppo_learner(model, tok, t.asks, reward, n=min(64, t.prompts), seed=t.seed)
     learn.fit_cos(t.rounds)
     t.said['ppo'],rows = _judged(t, learn.model.hf, tok, 'ppo'),learn.rollouts.rows

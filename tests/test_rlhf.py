@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from lmft.adapters import disabled
 from lmft.batches import train_tokenizer
-from lmft.callbacks import StepLog
+from lmft.callbacks import StepLog, mixed_precision
 from lmft.learner import HFModel
 from lmft.models import merge_adapter, new_model, save_model
 from lmft.rlhf import ActorCritic, gae, ppo_learner, sample_rollouts, token_stats
@@ -91,6 +91,31 @@ def test_cut_answers_pay_and_the_log_has_a_row_a_round(tok):
     assert {'reward', 'kl', 'entropy', 'length', 'clipped', 'loss', 'tokens'}<=set(log.rows[0])
     for r in learn.rollouts.rows: close(r['reward'], 1-3*(1-r['ended']), eps=1e-6)
     assert learn.rollouts.rows[0]['ended']<1
+
+def test_first_and_last_row_compare(tok):
+    "The same prompts before and after, in the precision of the run"
+    seen,amps = [],[]
+    def noted(prompts, answers):
+        seen.append([p[0]['content'] for p in prompts])
+        amps.append(learn.model.amp)
+        return [0.]*len(answers)
+    prompts = [[dict(role='user', content=f'{texts[0]} {i}')] for i in range(40)]
+    learn = ppo_learner(small(tok), tok, prompts, noted, n=8, bs=8, max_new_tokens=4, cbs=mixed_precision('bf16'))
+    quiet(learn, 2)
+    assert seen[0]==seen[-1]!=seen[1] and len(seen)==3
+    assert amps==[torch.bfloat16]*3 and learn.model.amp is None
+
+def test_device_is_the_one_given(tok, monkeypatch):
+    monkeypatch.setattr('lmft.rlhf.pick_device', lambda: pytest.fail('asked for none'))
+    learn = ppo_learner(small(tok), tok, asked(8), short, n=8, device=torch.device('cpu'))
+    assert {p.device.type for p in learn.model.parameters()}=={'cpu'}=={learn.dls.train.device.type}
+
+def test_gradual_begins_with_the_head(tok):
+    start = small(tok)
+    before = copy.deepcopy(start.state_dict())
+    learn = quiet(ppo_learner(start, tok, asked(8), short, 'gradual', n=8, passes=1, bs=8, max_new_tokens=6, lr=1e-2))
+    moved = {n for n,p in learn.model.hf.state_dict().items() if not p.equal(before[n])}
+    assert moved=={'model.norm.weight', 'lm_head.weight'}
 
 def test_policy_is_saved_as_any_other(tok, tmp_path):
     learn = quiet(ppo_learner(small(tok), tok, asked(16), short, n=8, bs=8, max_new_tokens=4))
