@@ -285,8 +285,8 @@ def run_training(
     from lmft.finetuning import method_cbs
     from lmft.models import count_params, save_model
     learn = learner(cbs=mixed_precision(precision))
-    if (own := method_cbs.get(o.get('method', '').partition(':')[0])) and not learn.cbs.map(type).filter(own.__eq__):
-        learn.add_cb(own())
+    own = method_cbs.get(o.get('method', '').partition(':')[0])
+    if own and not any(isinstance(cb, own) for cb in learn.cbs): learn.add_cb(own())
     config,model = run_config(o, device, precision, learn.lr),learn.model.hf
     begin_folder(o, out, config, bad)
     if (out/'metrics.json').exists(): return json.loads((out/'metrics.json').read_text())      # nothing is left to do
