@@ -50,6 +50,7 @@ _sample = dict(
     top_p=(float, 1., 'draw among the tokens that have this probability together'),
     seed=_out['seed'], device=_out['device'])
 
+# %% ../nbs/20a_runs.ipynb #1425e777
 _prompts = (list, None, 'files, folders or hf:NAME[:SPLIT] of records that have a prompt')
 _tasks = dict(
     tasks=(list, None, 'Super-NaturalInstructions task files or their folders'),
@@ -59,6 +60,8 @@ _tasks = dict(
     max_new_tokens=(int, 24, 'most tokens of an answer'),
     seq_len=(int, None, 'most tokens of prompt and answer together (default: what the model has room for, up to 512)'),
     **{k: _train[k] for k in (*_out, 'on_bad')})
+
+# %% ../nbs/20a_runs.ipynb #0ca0c30b
 _methods = 'full, last:N, gradual, lora[:R], prefix[:N], prompt[:N], seq_adapter[:R] or par_adapter[:R]'
 options = dict(
     pretrain=dict(_train, model=(str, 'tiny', 'tiny, small, or a model whose pretraining goes on'),
@@ -73,6 +76,17 @@ options = dict(
     sft=dict(_train, model=(str, None, 'model to tune'), method=(str, 'full', _methods),
              full_loss=(bool, False, 'train the prompts as well')),
     merge=dict(model=_model, **_out),
+    generate=_sample,
+    chat=_sample,
+    doctor=dict({k: _train[k] for k in ('data', 'valid', 'seed', 'device', 'precision', 'seq_len', 'lr', 'on_bad')},
+                model=(str, None, 'model that is to be trained; without one, the data alone is looked at'),
+                method=(str, 'full', _methods)),
+    world=dict(_out, n_words=(int, 1_300_000, 'words of the text to pretrain on'),
+               rows=(int, 200, 'training rows of each task')),
+    tour=dict(size=(str, 'cpu', 'smoke, cpu or gpu'), **{k: v for k,v in _out.items() if k!='device'}))
+
+# %% ../nbs/20a_runs.ipynb #48fc60ca
+options |= dict(
     make=dict({k: _train[k] for k in ('data', *_out, 'on_bad')},
               how=(str, None, 'templates, guidelines or model'),
               templates=(str, None, 'JSON file, a list of {instruction, input, output} in which {field} is filled '
@@ -106,15 +120,9 @@ options = dict(
              method=(str, 'lora', 'full, last:N, lora[:R], seq_adapter[:R] or par_adapter[:R]'),
              beta=(float, .05, 'price of a nat of KL, in standard deviations of the first rewards'),
              max_steps=(int, 30, 'rounds of collecting and updating'), n=(int, 64, 'prompts of a round'),
-             bs=(int, 32, 'answers of a batch'), max_new_tokens=(int, 32, 'most tokens of an answer')),
-    generate=_sample,
-    chat=_sample,
-    doctor=dict({k: _train[k] for k in ('data', 'valid', 'seed', 'device', 'precision', 'seq_len', 'lr', 'on_bad')},
-                model=(str, None, 'model that is to be trained; without one, the data alone is looked at'),
-                method=(str, 'full', _methods)),
-    world=dict(_out, n_words=(int, 1_300_000, 'words of the text to pretrain on'),
-               rows=(int, 200, 'training rows of each task')),
-    tour=dict(size=(str, 'cpu', 'smoke, cpu or gpu'), **{k: v for k,v in _out.items() if k!='device'}))
+             bs=(int, 32, 'answers of a batch'), max_new_tokens=(int, 32, 'most tokens of an answer')))
+
+# %% ../nbs/20a_runs.ipynb #2b096532
 required = dict(pretrain=['data', 'out'], finetune=['task', 'data', 'model', 'out'],
                 sft=['data', 'model', 'out'], merge=['model', 'out'], make=['how', 'data', 'out'],
                 evaluate=['tasks', 'model', 'out'], loco=['tasks', 'model', 'out'],
@@ -186,11 +194,13 @@ def clear_folder(out):
     out.mkdir(parents=True, exist_ok=True)
     for name in (*_files, 'model', 'wandb'): _remove(out/name)
 
+# %% ../nbs/20a_runs.ipynb #44175203
 def write_jsonl(rows, path):
     "Rows as JSON Lines, all or nothing"
     from lmft.core import atomic_write
     with atomic_write(path) as f: f.writelines(json.dumps(r, ensure_ascii=False)+'\n' for r in rows)
 
+# %% ../nbs/20a_runs.ipynb #7d98bdd3
 _free_to_change = 'out', 'overwrite', 'resume', 'save_every', 'log'
 
 def _same_run(old, new):

@@ -6,17 +6,9 @@ from pathlib import Path
 import pytest
 
 from lmft.cli import main, options
+from running import lines, metrics, run
 
-def run(*argv, code=0):
-    "stdout of a command run in this process; one line on stderr if it is to be refused"
-    out,err = io.StringIO(),io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err): got = main([str(a) for a in argv])
-    assert got==code, err.getvalue()
-    if code: assert err.getvalue().startswith('lmft: ') and err.getvalue().count('\n')==1, err.getvalue()
-    return err.getvalue() if code else out.getvalue()
-
-def metrics(out): return json.loads((out/'metrics.json').read_text())
-def log(out): return [json.loads(l) for l in (out/'log.jsonl').read_text().splitlines()]
+def log(out): return lines(out/'log.jsonl')
 
 @pytest.fixture(scope='module')
 def base(tmp_path_factory):

@@ -1,21 +1,10 @@
 "The commands from instructions to PPO as a user runs them, on real data; what is refused leaves nothing behind."
 import csv, io, json
-from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 
 from lmft.cli import main
-
-def run(*argv, code=0):
-    "stdout of a command run in this process; the one line on stderr if it is to be refused"
-    out,err = io.StringIO(),io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err): got = main([str(a) for a in argv])
-    assert got==code, err.getvalue()
-    if code: assert err.getvalue().startswith('lmft: ') and err.getvalue().count('\n')==1, err.getvalue()
-    return err.getvalue() if code else out.getvalue()
-
-def metrics(out): return json.loads((out/'metrics.json').read_text())
-def lines(path): return [json.loads(l) for l in path.read_text().splitlines()]
+from running import lines, metrics, run
 
 @pytest.fixture(scope='module')
 def model(data, tmp_path_factory):

@@ -1,23 +1,15 @@
 "Runs that are killed at any moment and go on to the same weights, bit for bit; `LMFT_SLOW=1` kills ten of each kind."
-import io, json, os, random, signal, subprocess, sys, time
-from contextlib import redirect_stderr, redirect_stdout
+import json, os, random, signal, subprocess, sys, time
 
 import pytest
 
-from lmft.cli import main
 from lmft.world.documents import corpus
 from lmft.world.facts import World
 from lmft.world.tasks import instruction_rows
+from running import lines, metrics, run
 
-def run(*argv, code=0):
-    "A command in this process; the one line on stderr if it is to be refused"
-    out,err = io.StringIO(),io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err): got = main([str(a) for a in argv])
-    assert got==code, err.getvalue()
-    return err.getvalue()
-
-def log(out): return [{k: v for k,v in json.loads(l).items() if k!='tokens_per_s'} for l in (out/'log.jsonl').read_text().splitlines()]
-def figures(out): return {k: v for k,v in json.loads((out/'metrics.json').read_text()).items() if k!='tokens_per_s'}
+def log(out): return [{k: v for k,v in row.items() if k!='tokens_per_s'} for row in lines(out/'log.jsonl')]
+def figures(out): return {k: v for k,v in metrics(out).items() if k!='tokens_per_s'}
 def weights(out): return {p.name: p.read_bytes() for p in (out/'model').glob('*.safetensors')}
 
 @pytest.fixture(scope='module')
