@@ -4,7 +4,7 @@ Modules:
 
 - `lmft.adapters`: Small parts that tune a frozen model: LoRA, prefixes, soft prompts, bottlenecks in sequence and in parallel
 - `lmft.batches`: From records to what a model sees: tokens, which of them are trained, and rows without waste
-- `lmft.callbacks`: Precision that is what it says, a log of every step, samples of what the model writes
+- `lmft.callbacks`: Precision that is what it says, a log of every step, a run that others can follow, samples of what the model writes
 - `lmft.checkpoints`: A run that is killed goes on as if nothing had happened, to the same weights bit for bit
 - `lmft.cli`: `lmft pretrain`, `finetune`, `sft`, `chat`, …: thin doors to the library
 - `lmft.commands`: Pretraining, tuning and all that follows, each as one function that a shell can call
