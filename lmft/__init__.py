@@ -14,6 +14,7 @@ Modules:
 - `lmft.extraction`: Labels on words and on spans: named entities, and answers that stand in a text or are written
 - `lmft.finetuning`: Classes for texts, a style for a model: what a head, a few blocks or all weights learn, and what they forget
 - `lmft.generation`: Continue a text, answer a question, and say how probable a given answer is
+- `lmft.guards`: A figure that is no number, a full memory, a full disk, a signal to stop: each ends in one clear line, and nothing is lost
 - `lmft.instructions`: From a model that goes on to one that answers: chat templates, four ways to make a set, and tuning on it
 - `lmft.learner`: One loop for everything: fastai's, made exact for tokens
 - `lmft.models`: Tiny configurations of real architectures, safe loading and saving, and which part of a model a method trains

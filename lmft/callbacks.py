@@ -256,14 +256,15 @@ class SampleText(Callback):
         self.tok,self.prompts,self.every,self.max_new_tokens,self.samples = tok,prompts,every,max_new_tokens,[]
         self.sinks = sinks
 
-    def before_fit(self):
-        self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
-        if self.run: self._sample(0)
+    def before_fit(self): self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
+    def before_train(self):
+        if not self.samples: self._sample(self.learn.train_iter)
     def after_batch(self):
         if self.every and self.learn.train_iter%self.every==0: self._sample(self.learn.train_iter)
     def after_epoch(self):
         if not self.every: self._sample(self.learn.train_iter)
     def _sample(self, step):
+        if self.samples and self.samples[-1]['step']==step: return                          # an epoch that was passed over
         texts = generate(self.model.hf, self.tok, self.prompts, max_new_tokens=self.max_new_tokens)
         asked = [p if isinstance(p, str) else p[-1]['content'] for p in self.prompts]
         self.samples += [dict(step=step, prompt=p, text=t) for p,t in zip(asked, texts)]

@@ -49,7 +49,9 @@ def main(
     try: found = getattr(commands, command)(**o)
     except LmftError as e: return _refuse(e)
     except BrokenPipeError: return 0
-    except KeyboardInterrupt: return 130
+    except KeyboardInterrupt as e:
+        if str(e): print('lmft:', e, file=sys.stderr)
+        return 128+getattr(e, 'signum', 2)
     return int(command=='doctor' and bool(found))
 
 def _refuse(e):

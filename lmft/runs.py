@@ -9,8 +9,8 @@ Docs: https://lmft-org.github.io/lmft/runs.html.md"""
 
 # %% auto #0
 __all__ = ['options', 'required', 'complete', 'check_options', 'free_folder', 'clear_folder', 'write_jsonl', 'begin_folder',
-           'write_metrics', 'model_dir', 'read_all', 'read_data', 'run_config', 'run_training', 'plot_loss',
-           'plot_bars', 'ask_doctor']
+           'write_metrics', 'model_dir', 'read_all', 'read_data', 'run_config', 'run_training', 'write_card',
+           'plot_loss', 'plot_bars', 'ask_doctor']
 
 # %% ../nbs/20a_runs.ipynb #cdf3ce41
 import json, math, platform, sys
@@ -287,12 +287,14 @@ def run_training(
     keep_dl=None,  # Text that is watched for forgetting
     after=None,    # Function that gives more figures, measured after training
     rounds=False,  # `max_steps` counts epochs, and there is no validation set
+    prompts=(),    # Texts or conversations that the model goes on with, before and after, for its card
 ) -> dict:         # The figures
     "Train, and leave model/, metrics.json, log.jsonl, config.json and loss.png in `out`"
-    from lmft.callbacks import JsonLines, StepLog, mixed_precision, wandb_run
+    from lmft.callbacks import JsonLines, SampleText, StepLog, WandbLog, mixed_precision
     from lmft.checkpoints import Checkpoint
     from lmft.core import _remove
     from lmft.finetuning import method_cbs
+    from lmft.guards import guarded
     from lmft.models import count_params, save_model
     learn = learner(cbs=mixed_precision(precision))
     own = method_cbs.get(o.get('method', '').partition(':')[0])
@@ -300,29 +302,55 @@ def run_training(
     config,model = run_config(o, device, precision, learn.lr),learn.model.hf
     begin_folder(o, out, config, bad)
     if (out/'metrics.json').exists(): return json.loads((out/'metrics.json').read_text())      # nothing is left to do
-    run = wandb_run(config, out) if o['log']=='wandb' else None
+    sinks = [WandbLog(config, out)] if o['log']=='wandb' else []
     per_epoch = len(learn.dls.train)
     steps = o['max_steps']*(per_epoch if rounds else 1) if o['max_steps'] else per_epoch*o['epochs']
-    log = StepLog(10 if steps>50 else 1, [JsonLines(out/'log.jsonl'), *([run] if run else [])])
-    learn.add_cb(log)
+    log = StepLog(10 if steps>50 else 1, [JsonLines(out/'log.jsonl'), *sinks])
+    samples = SampleText(tok, prompts, sinks=sinks) if prompts else None
+    learn.add_cbs([log, *([samples] if prompts else [])])
     kept = [] if rounds else [Checkpoint(out/'checkpoints', o['save_every'], resume=o['resume'])]
     names = ['valid_loss', *('valid_bpb' if m.name=='bpb' else m.name for m in learn.metrics)] if not rounds else []
     metrics = {f'{k}_before': v for k,v in zip(names, learn.validate() if not rounds else [])}
     if keep_dl: metrics['keep_bpb_before'] = learn.validate(dl=keep_dl)[1]
-    learn.fit_cos(steps=steps, cbs=kept)
+    with guarded(learn): learn.fit_cos(steps=steps, cbs=kept)
     if keep_dl: metrics['keep_bpb_after'] = learn.validate(dl=keep_dl)[1]
     last,metrics = log.rows[-1],metrics | (after() if after else {})
     metrics |= {k: last[k.replace('valid_bpb', 'bpb')] for k in names if k not in metrics}
     metrics |= dict(train_loss=last['loss'], steps=last['step'], tokens=last['tokens'],
                     tokens_per_s=last['tokens']/log.seconds, **count_params(model), **dict(extra))
     save_model(model, tok, out/'model')
+    write_card(config, metrics, samples.samples if prompts else [], out/'model'/'README.md')
     plot_loss(log.rows, out/'loss.png')
     write_metrics(o, out, metrics, bad)
     _remove(out/'checkpoints')
-    if run: run.finish()
+    for s in sinks: s.finish(metrics, out/'model'/'README.md')
     if sys.stdout.isatty():
         print(', '.join(f'{k} {metrics[k]:.3f}' for k in names), f"model in {out/'model'}", sep=', ')
     return metrics
+
+# %% ../nbs/20a_runs.ipynb #60b24a4d
+def write_card(
+    config,   # Of the run, as `run_config` gives it
+    metrics,  # Its figures
+    samples,  # Rows of `SampleText`
+    path,     # File
+):
+    "The model card of a run"
+    from huggingface_hub import ModelCardData
+    from lmft.core import atomic_write
+    def table(d): return '\n'.join(['| | |', '|---|---|', *(f'| {k} | {v} |' for k,v in d.items())])
+    base,adapter = config['model'],(path.parent/'adapter_config.json').exists()
+    on_hub = base not in ('tiny', 'small') and not Path(base).exists()
+    data = ModelCardData(library_name='peft' if adapter else 'transformers', tags=['lmft', config['command']],
+                         base_model=base if on_hub else None)
+    options = {k: v for k,v in config.items() if v not in (None, [], False) and k not in ('versions', 'out')}
+    ends = [s for s in samples if s['step'] in (samples[0]['step'], samples[-1]['step'])]            # before and after
+    said = [f"- step {s['step']}: {s['prompt']!r} → {s['text']!r}" for s in ends]
+    parts = [f'---\n{data.to_yaml()}\n---', f"# {Path(config['out']).name}: lmft {config['command']}",
+             '## Figures', table({k: f'{v:.4g}' if isinstance(v, float) else v for k,v in metrics.items()}),
+             *(['## What it writes', '\n'.join(said)] if said else []),
+             '## How it was made', table(options), '## Versions', table(config['versions'])]
+    with atomic_write(path) as f: f.write('\n\n'.join(parts)+'\n')
 
 # %% ../nbs/20a_runs.ipynb #09eadd4b
 def plot_loss(rows, path):
