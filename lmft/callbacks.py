@@ -120,7 +120,7 @@ class StepLog(Callback):
         if not self.training: return
         self.tokens += self.learn.n_tokens
         self.sum,self.n = self.sum+float(self.loss)*self.learn.n_targets, self.n+self.learn.n_targets
-        n,T = self.learn.n_tokens,self.xb[0]['input_ids'].shape[1]
+        self.norm,n,T = self.learn.grad_norm,self.learn.n_tokens,self.xb[0]['input_ids'].shape[1]
         self.work = [a+b for a,b in zip(self.work, (n, self.learn.n_targets, n*T))]
         if (self.learn.train_iter)%self.every==0: self._row()
 
@@ -138,7 +138,7 @@ def _row(self:StepLog):
     self.seconds += seconds                                            # time in training, validation not counted
     lrs = [float(h['lr']) for h in self.opt.hypers]
     row = dict(step=self.learn.train_iter, tokens=self.tokens, loss=self.sum/max(self.n, 1), lr=lrs[-1],
-               grad_norm=float(self.learn.grad_norm), tokens_per_s=(self.tokens-tokens)/seconds,
+               grad_norm=float(self.norm), tokens_per_s=(self.tokens-tokens)/seconds,
                memory_gb=memory_gb(device), tflops=flops/seconds/1e12)
     if len({*lrs})>1: row |= {f'lr_{i}': lr for i,lr in enumerate(lrs)}
     peak = peak_flops(device, getattr(getattr(self.learn, 'precision', None), 'used', 'fp32'))
