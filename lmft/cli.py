@@ -11,7 +11,7 @@ Docs: https://lmft-org.github.io/lmft/cli.html.md"""
 __all__ = ['main']
 
 # %% ../nbs/20c_cli.ipynb #04fc7997
-import argparse, sys
+import argparse, os, sys, time
 from importlib.metadata import version
 
 from . import commands
@@ -55,5 +55,9 @@ def main(
     return int(command=='doctor' and bool(found))
 
 def _refuse(e):
+    if int(os.environ.get('RANK', 0)): time.sleep(10)
     print('lmft:', ' '.join(str(e).split()), file=sys.stderr)
     return 2
+
+# %% ../nbs/20c_cli.ipynb #c38284d4
+if __name__=='__main__' and sys.argv[0].endswith('cli.py'): sys.exit(main())

@@ -19,7 +19,8 @@ from .core import LmftError
 import torch
 from fastai.callback.core import Callback
 
-from .checkpoints import Checkpoint
+from .checkpoints import Checkpoint, _of_all
+from .learner import over_ranks
 
 # %% ../nbs/09c_guards.ipynb #88d5b94b
 class FiniteGuard(Callback):
@@ -31,7 +32,7 @@ class FiniteGuard(Callback):
         loss = float(self.learn.loss)
         if math.isfinite(loss+grad): return
         what = 'loss' if not math.isfinite(loss) else 'gradient'
-        texts = bad_texts(self.learn)
+        texts = [t for ts in _of_all(bad_texts(self.learn)) for t in ts]
         raise LmftError(f"step {self.learn.train_iter+1}: the {what} is not a finite number"
                         + (f"; it comes from the text {' · '.join(map(repr, texts[:3]))}" if texts else '')
                         + '. The weights are those of the step before. Look at this text and at the weights, or lower the rate')
@@ -74,12 +75,12 @@ class SignalGuard(Callback):
         self.signum = signum
 
     def after_batch(self):
-        if not self.signum or not self.training: return
+        if not self.training or not over_ranks(torch.tensor(float(self.signum is not None))): return
         kept = getattr(self.learn, 'checkpoint', None)
         if kept: kept.save()
         stop = Stopped(f'stopped after step {self.learn.train_iter}'
                        + ('; the same command with --resume goes on from here' if kept else ', without a checkpoint'))
-        stop.signum = self.signum
+        stop.signum = self.signum or signal.SIGTERM                             # another process was told
         raise stop
 
 # %% ../nbs/09c_guards.ipynb #7885940e
