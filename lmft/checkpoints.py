@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .callbacks import StepLog
+from .learner import SumMetric
 
 # %% ../nbs/09_checkpoints.ipynb #5cbad725
 def rng_state() -> dict:
@@ -73,6 +74,10 @@ class _From:
 def _with_state(learn):
     "Callbacks that have something to remember, by name: they have `state`, which JSON can hold, and `set_state`"
     return [(cb.name, cb) for cb in learn.cbs if hasattr(type(cb), 'set_state')]
+
+def _meters(learn):
+    "Metrics that add up over a training epoch"
+    return [m for m in learn.metrics if isinstance(m, SumMetric)] if learn.recorder.train_metrics else []
 
 _log_parts = 'rows', 'tokens', 'sum', 'n', 'norm', 'unsent', 'seconds'
 
@@ -196,6 +201,7 @@ def _restore(self:Checkpoint, state, tensors):
     smooth.count,smooth.val = state['smooth'][0],torch.tensor(state['smooth'][1])
     if hasattr(self.learn, 'precision') and state['scaler']: self.precision.scaler.load_state_dict(state['scaler'])
     for name,cb in _with_state(self.learn): cb.set_state(state['callbacks'][name])
+    for m,total in zip(_meters(self.learn), state['meters']): m.total = torch.tensor(total, dtype=torch.float64)
     _set_data_state(self.dl, state['data'])
     self.learn.dl = _From(self.dl, state['iter'], lambda: set_rng_state(state['rng'][rank_distrib()]))
 
@@ -211,7 +217,8 @@ def save(self:Checkpoint):
                  iter=step-self.epoch_start, train_iter=step, pct_train=learn.pct_train, data=self.data,
                  rng=rng, lrs=[float(h['lr']) for h in learn.opt.hypers],
                  smooth=[smooth.count, float(smooth.val)], scaler=scaler and scaler.scaler.state_dict(),
-                 callbacks={name: cb.state() for name,cb in _with_state(learn)})
+                 callbacks={name: cb.state() for name,cb in _with_state(learn)},
+                 meters=[torch.as_tensor(m.total).tolist() for m in _meters(learn)])
     try:
         with atomic_path(self.folder/f'step-{step:08d}') as tmp:
             tmp.mkdir()
