@@ -16,6 +16,7 @@ __all__ = ['pad_token', 'end_token', 'roles', 'special_tokens', 'chat_template',
 
 # %% ../nbs/03_batches.ipynb #ae34ab88
 import html, random, re
+from array import array
 from functools import lru_cache
 from pathlib import Path
 
@@ -291,6 +292,7 @@ class LMDL(DataLoader):
         ids = [self.tok.pad_token_id, self.tok.eos_token_id, self.tok.sep_token_id] if self.tok else [0]
         fill = next((i for i in ids[self.packed:] if i is not None), ids[0])  # 🤗 warns of pads where there is no mask
         return make_batch(rows, fill, self.packed, self.shift)
+    def get_idxs(self): return self.shuffle_fn(range(self.n)) if self.shuffle else range(self.n)
     def retain(self, res, b): return res
     def create_batch(self, rows):
         micros = [self._collate(rows[i:i+self.micro_bs]) for i in range(0, len(rows), self.micro_bs)]
@@ -300,26 +302,34 @@ class LMDL(DataLoader):
 # %% ../nbs/03_batches.ipynb #68b367fe
 def _row_len(row): return sum(len(e['input_ids']) for e in row)
 
+def _shuffled(n, rng):
+    "What `rng.sample(range(n), n)` gives, in 4 bytes a number"
+    order = array('i', range(n))
+    rng.shuffle(order)
+    if n: rng.randrange(1)                                  # `sample` draws a last time, from one number
+    return np.array(order[::-1], dtype=np.int32)
+
 # %% ../nbs/03_batches.ipynb #d79f4169
 def by_length_order(
     lengths,     # Number of tokens of each row
     window:int,  # Rows that one optimiser step learns from
     rng,         # `random.Random`
     pool:int=50, # Windows that are sorted together
-) -> list:
+) -> np.ndarray:
     "Indices shuffled so that each window holds rows of like length"
-    idxs = rng.sample(range(len(lengths)), len(lengths))
-    pools = [sorted(idxs[i:i+pool*window], key=lengths.__getitem__) for i in range(0, len(idxs), pool*window)]
-    windows = [p[i:i+window] for p in pools for i in range(0, len(p), window)]
-    short = [w for w in windows if len(w)<window]           # windows that are not full come last
-    windows = [w for w in windows if len(w)==window]
-    return sum(rng.sample(windows, len(windows))+short, [])
+    lengths,idxs = np.asarray(lengths),_shuffled(len(lengths), rng)
+    for i in range(0, len(idxs), pool*window):
+        some = idxs[i:i+pool*window]
+        idxs[i:i+pool*window] = some[np.argsort(lengths[some], kind='stable')]
+    n = len(idxs)//window                                   # the window that is not full comes last
+    return np.concatenate([idxs[:n*window].reshape(n, window)[_shuffled(n, rng)].ravel(), idxs[n*window:]])
 
 # %% ../nbs/03_batches.ipynb #7744bcb4
 @patch
 def shuffle_fn(self:LMDL, idxs):
-    if not self.by_length: return self.rng.sample(idxs, len(idxs))
-    return by_length_order([_row_len(r) for r in self.dataset], self.bs, self.rng)
+    if not self.by_length: return _shuffled(len(idxs), self.rng)
+    sizes = self.dataset.lengths if hasattr(self.dataset, 'lengths') else [_row_len(r) for r in self.dataset]
+    return by_length_order(sizes, self.bs, self.rng)
 
 # %% ../nbs/03_batches.ipynb #9832d13d
 def _spans(ids, trained, starts, tok):
@@ -373,8 +383,14 @@ def lm_dls(
     for name,exs in (('training', train), ('validation', valid)):
         if not exs: raise LmftError(f'no {name} example has a target within seq_len {seq_len}; use longer rows')
     def rows(exs):
+        sizes = exs.lengths if hasattr(exs, 'lengths') else [len(e['input_ids']) for e in exs]
+        if packed and max(sizes)>seq_len:
+            at = next(i for i,n in enumerate(sizes) if n>seq_len)
+            raise LmftError(f'example {at+1} has {sizes[at]} tokens and is to be packed into rows of {seq_len}; '
+                            'cut it with fit_length or chop, or take a larger seq_len')
+        if hasattr(exs, 'rows'): return exs.rows(seq_len if packed else None)            # examples on disk
         if not packed: return [[e] for e in exs]
-        return [[exs[i] for i in r] for r in pack([len(e['input_ids']) for e in exs], seq_len)]
+        return [[exs[i] for i in r] for r in pack(sizes, seq_len)]
     device = device or pick_device()
     kw = dict(tok=tok, bs=bs, packed=packed, shift=shift, by_length=not packed, device=device, seed=seed)
     return DataLoaders(LMDL(rows(train), n_acc=n_acc, shuffle=True, **kw), LMDL(rows(valid), **kw), device=device)

@@ -16,8 +16,8 @@ import json, sys
 from functools import partial
 from pathlib import Path
 
-from .runs import (ask_doctor, begin_folder, check_options, clear_folder, complete, free_folder, model_dir,
-                       options, plot_bars, read_all, read_data, run_config, run_training, write_jsonl, write_metrics)
+from .runs import (ask_doctor, begin_folder, check_options, clear_folder, complete, free_folder, keep_data,
+                       model_dir, options, plot_bars, read_all, read_data, run_config, run_training, write_jsonl, write_metrics)
 
 # %% ../nbs/20b_commands.ipynb #ef94c9f6
 _head = {'clm': 'causal', 'mlm': 'masked', 'mlm+nsp': 'masked+nsp'}
@@ -35,7 +35,8 @@ def _to_pretrain(o, train):
     arch = o['arch'] or ('llama' if clm else 'bert')
     if (arch=='bert')==clm:
         raise LmftError(f"--arch {arch} cannot learn --objective {o['objective']}; leave --arch out")
-    tok = train_tokenizer((r['text'] for r in train), o['vocab_size'])
+    step = -(-int(train.lengths.sum())//2**25) or 1                  # 32 MB, evenly drawn, tell what is frequent
+    tok = train_tokenizer((r['text'] for r in train[::step]), o['vocab_size'])
     model = new_model(tok, o['model'], arch, head, seq_len=max(1024, o['seq_len']))
     return tok, model, o['lr'] or {'tiny': 3e-3 if clm else 2e-3, 'small': 1e-3}[o['model']]
 
@@ -52,25 +53,28 @@ def _to_try(prompts, tok, model, n=3, room=24):
         if fits: found.append(p)
     return found[:n]
 
+_of_answers = 'labels', 'class with one example', 'chosen is rejected', 'prompt is no prefix', 'chat template'
+
 def pretrain(**o):
     "Train a language model on text, from scratch or from a checkpoint"
-    from lmft.batches import clm_dls, clm_examples, lm_dls
+    from lmft.batches import clm_dls, lm_dls
     from lmft.core import LmftError, set_seed
     from lmft.learner import BitsPerByte, lm_learner
+    from lmft.ondisk import tokens_on_disk
     from lmft.records import read_records
     o = complete('pretrain', o, epochs=1, seq_len=256)
     device,precision = check_options(o)
     out = free_folder(o)
     if o['keep'] and o['objective']!='clm':
         raise LmftError('--keep watches bits per byte, which --objective clm alone has')
-    train,valid,bad = read_data(o, [{'text'}])
+    *texts,bad = keep_data(o, [{'text'}])
     set_seed(o['seed'])
-    tok,model,lr = _to_pretrain(o, train)
+    tok,model,lr = _to_pretrain(o, texts[0])
     kw = dict(seq_len=o['seq_len'], bs=o['bs'], n_acc=o['n_acc'], seed=o['seed'], device=device)
-    texts = [[{k: r[k] for k in ('text', 'continues') if k in r} for r in rs] for rs in (train, valid)]   # labels aside
     if o['objective']!='clm': return _pretrain_masked(o, out, device, precision, texts, model, tok, kw, lr, bad)
-    exs = [clm_examples(records, tok, o['seq_len']) for records in (train, valid)]
-    ask_doctor(o, device, precision, *texts, *exs, tok, model, 'full', lr)
+    exs = [tokens_on_disk(records, tok, o['seq_len']) for records in texts]
+    some = [e[::-(-len(e)//10_000) or 1] for e in exs]
+    ask_doctor(o, device, precision, *texts, *some, tok, model, 'full', lr, skip=_of_answers)
     keep_dl = clm_dls(*[list(read_records(o['keep']))]*2, tok, **kw).valid if o['keep'] else None
     learner = partial(lm_learner, lm_dls(*exs, tok, **kw), model, metrics=BitsPerByte(tok), lr=lr)
     prompts = _to_try((' '.join(r['text'].split()[:4]) for r in texts[1][:20]), tok, model)
@@ -81,13 +85,15 @@ def _pretrain_masked(o, out, device, precision, texts, model, tok, kw, lr, bad):
     "Masked words, with `mlm+nsp` also neighbouring pieces"
     from lmft.doctor import examine, refuse
     from lmft.learner import lm_learner, token_loss
-    from lmft.pretraining import TermAccuracy, mlm_dls, mlm_nsp_loss
-    nsp = o['objective']=='mlm+nsp'
-    refuse(examine(train=texts[0], valid=texts[1], tok=tok, model=model, method='full', lr=lr, precision=precision,
+    from lmft.ondisk import tokens_on_disk
+    from lmft.pretraining import TermAccuracy, masked_dls, mlm_dls, mlm_examples, mlm_nsp_loss
+    nsp,seq_len = o['objective']=='mlm+nsp',kw.pop('seq_len')
+    refuse(examine(_of_answers, train=texts[0], valid=texts[1], tok=tok, model=model, method='full', lr=lr, precision=precision,
                    device=device, seq_len=o['seq_len']))
     metrics = [TermAccuracy(i, name) for i,name in enumerate(['masked_accuracy', 'nsp_accuracy'][:1+nsp])]
-    learner = partial(lm_learner, mlm_dls(*texts, tok, nsp=nsp, **kw), model, mlm_nsp_loss if nsp else token_loss,
-                      metrics, lr)
+    if nsp: dls = mlm_dls(*texts, tok, seq_len, nsp=True, **kw)                      # pairs are drawn from all of the text
+    else: dls = masked_dls(*(tokens_on_disk(t, tok, seq_len, mlm_examples) for t in texts), tok, **kw)
+    learner = partial(lm_learner, dls, model, mlm_nsp_loss if nsp else token_loss, metrics, lr)
     return run_training(o, out, device, precision, tok, learner, bad)
 
 # %% ../nbs/20b_commands.ipynb #ba5063e2

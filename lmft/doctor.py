@@ -21,6 +21,7 @@ from .core import LmftError, pick_device, pick_precision
 from .batches import chat_example, clm_examples, load_tokenizer, make_batch, render, sft_examples, to_messages
 from .learner import HFModel
 from .models import base_of, count_params, load_model, trainable
+from .ondisk import grouped
 from .records import read_records, split_records
 
 import numpy as np
@@ -55,13 +56,14 @@ def check(
 
 # %% ../nbs/08_doctor.ipynb #80b10e65
 def examine(
+    skip=(),  # Names of checks that are left out
     **known,  # What is known, by the names in `knowable`
 ) -> list:    # `Finding`s, in the order of the checks
     "Run all checks whose needs are known; what is None is not known"
     if strange := set(known)-set(knowable):
         raise LmftError(f"examine knows nothing of {', '.join(sorted(strange))}; use {', '.join(knowable)}")
     known = {k: v for k,v in known.items() if v is not None}
-    return [Finding(name, c.fault, text) for name,c in checks.items() if c.needs<=set(known)
+    return [Finding(name, c.fault, text) for name,c in checks.items() if c.needs<=set(known) and name not in skip
             for text in c.find(**{k: known[k] for k in c.uses & set(known)})]
 
 # %% ../nbs/08_doctor.ipynb #8f502d0a
@@ -100,14 +102,25 @@ def _key(record):
     "A hash of what a record says, whatever its case and blank space"
     return hash(' '.join(' '.join(_texts(record)).lower().split()))
 
+def _keys(records): return np.fromiter(map(_key, records), np.int64)
+
+def _repeats(keys):
+    "Is any key there twice? Needs little memory for what is seldom so"
+    keys = np.sort(keys)
+    return (keys[1:]==keys[:-1]).any()
+
+def _among(keys, known):
+    "Which of the keys are known?"
+    known = np.sort(known)
+    return known[np.searchsorted(known, keys).clip(max=len(known)-1)]==keys if len(known) else np.zeros(len(keys), bool)
+
 @check('duplicates', fault=False)
 def _duplicates(train, valid=()):
-    first,again = {},[]
-    for i,k in enumerate(map(_key, train)):
-        if first.setdefault(k, i)!=i: again.append(i)
-    if again: yield f"{_count(again, train, 'training records')} repeat an earlier one; take them out, unless they shall count twice"
-    seen = [i for i,r in enumerate(valid) if _key(r) in first]
-    if seen: yield f"{_count(seen, valid, 'validation records')} stand in the training data too; take them out of it, or memory counts as skill"
+    keys = _keys(train)
+    again = np.setdiff1d(np.arange(len(keys)), np.unique(keys, return_index=True)[1]) if _repeats(keys) else ()
+    if len(again): yield f"{_count(again, train, 'training records')} repeat an earlier one; take them out, unless they shall count twice"
+    seen = np.flatnonzero(_among(_keys(valid), keys))
+    if len(seen): yield f"{_count(seen, valid, 'validation records')} stand in the training data too; take them out of it, or memory counts as skill"
 
 # %% ../nbs/08_doctor.ipynb #60f831cd
 def word_runs(
@@ -128,12 +141,12 @@ def word_runs(
 # %% ../nbs/08_doctor.ipynb #7c61cd0b
 def _said(r): return r['question'] if 'question' in r else ' '.join(_texts(r))
 
-def _runs_in_training(held, train, most=10, block=10_000):
+def _runs_in_training(held, train, most=10, block=2**20):
     "Which of the sorted runs `held` occur in some, but at most `most`, of the training records"
     marks,n = np.zeros(2**20, bool),np.zeros(len(held), np.int64)
     marks[held & np.uint64(2**20-1)] = True                  # most runs are told apart by their last 20 bits alone
-    for at in range(0, len(train), block):
-        runs,doc = word_runs([_said(r) for r in train[at:at+block]])
+    for said in grouped(map(_said, train), block):
+        runs,doc = word_runs(said)
         some = np.flatnonzero(marks[runs & np.uint64(2**20-1)])
         place = np.minimum(np.searchsorted(held, runs[some]), len(held)-1)
         same = held[place]==runs[some]
@@ -143,9 +156,10 @@ def _runs_in_training(held, train, most=10, block=10_000):
 
 # %% ../nbs/08_doctor.ipynb #67336506
 @check('evaluation text in training', fault=False)
-def _contaminated(train, valid):
-    seen = set(map(_key, train))
-    places = [i for i,r in enumerate(valid) if _key(r) not in seen]            # the others are duplicates
+def _contaminated(train, valid, most=2**21):
+    step = -(-sum(len(_said(r)) for r in valid)//most) or 1                     # of much text, every so many records
+    places = np.arange(0, len(valid), step)
+    places = places[~_among(_keys(valid[::step]), _keys(train))]                # the others are duplicates
     runs,doc = word_runs([_said(valid[i]) for i in places])
     if not len(runs): return
     held,where = np.unique(runs, return_inverse=True)

@@ -11,16 +11,17 @@ Docs: https://lmft-org.github.io/lmft/records.html.md"""
 # %% auto #0
 __all__ = ['Shape', 'shapes', 'formats', 'shape_of', 'normalise', 'text_lines', 'txt_chunks', 'txt_rows', 'jsonl_rows',
            'json_rows', 'csv_rows', 'parquet_rows', 'conll_rows', 'abc_rows', 'dataset_rows', 'read_records',
-           'fingerprint', 'split_records']
+           'fingerprint', 'split_places', 'split_records']
 
 # %% ../nbs/02_records.ipynb #e5df57c9
 import csv, gzip, hashlib, json, os, re, sys, zlib
 from collections import namedtuple
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 
 from .core import BadRecord, LmftError
+import numpy as np
 
 # %% ../nbs/02_records.ipynb #7f59cf5f
 def _placed(e, within=None, **place):
@@ -804,20 +805,34 @@ def _record_hash(record, seed):
     return hashlib.sha256(f'{seed}\n{json.dumps(body, sort_keys=True)}'.encode()).digest()
 
 # %% ../nbs/02_records.ipynb #ad930731
+def split_places(
+    records,          # Iterable of dict
+    frac:float=.1,    # Part for validation, between 0 and 1
+    seed:int=0,       # Another seed, another part
+) -> tuple:           # (train, valid), two arrays of places; `LmftError` with fewer than two different records
+    "Where the records of either side stand; exact duplicates stay on one side, neither side is empty; 8 bytes a record"
+    if not 0 < frac < 1: raise LmftError(f'the fraction for validation is {frac}; it must lie between 0 and 1')
+    hashes = np.fromiter((int.from_bytes(_record_hash(r, seed)[:8]) for r in records), np.uint64)
+    def groups(): return ((h, sum(1 for _ in same)) for h,same in groupby(np.sort(hashes)))
+    if not (hashes[1:]!=hashes[:-1]).any():
+        raise LmftError(f'{len(hashes)} records, {min(len(hashes), 1)} of them different, cannot be split; '
+                        'give more, or a file of its own for validation')
+    free,taken = min(max(1, round(frac*len(hashes))), len(hashes)-1),[]
+    for h,n in groups():
+        if n<=free:
+            taken.append(h)
+            free -= n
+        if not free: break
+    taken = taken or [min(groups(), key=lambda g: (g[1], g[0]))[0]]
+    valid = np.concatenate([np.isin(hashes[i:i+2**16], taken) for i in range(0, len(hashes), 2**16)])
+    return np.flatnonzero(~valid), np.flatnonzero(valid)
+
+# %% ../nbs/02_records.ipynb #6c86029f
 def split_records(
     records,          # Iterable of dict
     frac:float=.1,    # Part for validation, between 0 and 1
     seed:int=0,       # Another seed, another part
-) -> tuple:           # (train, valid), two lists that keep the order; `LmftError` with fewer than two different records
-    "Split records by the hash of their content; exact duplicates stay on one side, neither side is empty"
-    if not 0 < frac < 1: raise LmftError(f'the fraction for validation is {frac}; it must lie between 0 and 1')
-    records,groups = list(records),{}
-    for i,r in enumerate(records): groups.setdefault(_record_hash(r, seed), []).append(i)
-    if len(groups)<2:
-        raise LmftError(f'{len(records)} records, {len(groups)} of them different, cannot be split; '
-                        'give more, or a file of its own for validation')
-    free,valid = max(1, round(frac*len(records))),set()
-    for h in sorted(groups):
-        if len(valid)+len(groups[h]) <= min(free, len(records)-1): valid.update(groups[h])
-    if not valid: valid.update(groups[min(groups, key=lambda h: (len(groups[h]), h))])
-    return [r for i,r in enumerate(records) if i not in valid], [r for i,r in enumerate(records) if i in valid]
+) -> tuple:           # (train, valid), two lists that keep the order
+    "Split records by the hash of their content, as `split_places` says"
+    records = list(records)
+    return tuple([records[i] for i in places] for places in split_places(records, frac, seed))

@@ -9,8 +9,8 @@ Docs: https://lmft-org.github.io/lmft/runs.html.md"""
 
 # %% auto #0
 __all__ = ['options', 'required', 'complete', 'check_options', 'free_folder', 'clear_folder', 'write_jsonl', 'begin_folder',
-           'write_metrics', 'model_dir', 'read_all', 'read_data', 'run_config', 'run_training', 'write_card',
-           'plot_loss', 'plot_bars', 'ask_doctor']
+           'write_metrics', 'model_dir', 'read_all', 'read_data', 'keep_data', 'run_config', 'run_training',
+           'write_card', 'plot_loss', 'plot_bars', 'ask_doctor']
 
 # %% ../nbs/20a_runs.ipynb #cdf3ce41
 import json, math, os, platform, sys
@@ -252,15 +252,18 @@ def _fraction(valid):
     if not 0<x<1: raise LmftError(f'--valid is {valid}; a fraction must lie between 0 and 1')
     return x
 
+def _check_fields(r, o, paths, fields):
+    "Refuse a record that has none of the field sets"
+    from lmft.core import LmftError
+    if any(f<=set(r) for f in fields): return
+    wanted = ' or '.join(' + '.join(sorted(f)) for f in fields)
+    raise LmftError(f"{paths[0]}: has records with {' + '.join(sorted(r))}; {o['command']} needs {wanted}")
+
 def read_all(o, paths, fields, bad):
     "Records that have one of the field sets; the bad ones that are skipped go to `bad`"
-    from lmft.core import LmftError
     from lmft.records import read_records
     records = list(read_records(paths, on_bad=o['on_bad'], bad=bad))
-    for r in records:
-        if not any(f<=set(r) for f in fields):
-            wanted = ' or '.join(' + '.join(sorted(f)) for f in fields)
-            raise LmftError(f"{paths[0]}: has records with {' + '.join(sorted(r))}; {o['command']} needs {wanted}")
+    for r in records: _check_fields(r, o, paths, fields)
     return records
 
 def read_data(o, fields, split=None):
@@ -270,6 +273,17 @@ def read_data(o, fields, split=None):
     records = read_all(o, o['data'], fields, bad)
     if not frac: return records, read_all(o, [o['valid']], fields, bad), bad
     return *(split or split_records)(records, frac, o['seed']), bad
+
+# %% ../nbs/20a_runs.ipynb #12345e18
+def keep_data(o, fields):
+    "As `read_data`, but the records stay on disk"
+    from lmft.ondisk import records_on_disk
+    from lmft.records import split_places
+    bad,frac = [],_fraction(o['valid'])
+    def keep(paths): return records_on_disk(paths, o['on_bad'], bad, lambda r: _check_fields(r, o, paths, fields))
+    records = keep(o['data'])
+    if not frac: return records, keep([o['valid']]), bad
+    return *(records[places] for places in split_places(records, frac, o['seed'])), bad
 
 # %% ../nbs/20a_runs.ipynb #e53cc1ff
 def run_config(o, device, precision='fp32', lr=None):
@@ -403,9 +417,9 @@ def plot_bars(table, columns, path):
 
 # %% ../nbs/20a_runs.ipynb #b78fef86
 def ask_doctor(o, device, precision, train, valid, train_examples, valid_examples, tok, model, method, lr,
-                packed=True):
+                packed=True, skip=()):
     "Refuse what would train wrongly"
     from lmft.doctor import examine, refuse
-    refuse(examine(train=train, valid=valid, train_examples=train_examples, valid_examples=valid_examples, tok=tok,
+    refuse(examine(skip, train=train, valid=valid, train_examples=train_examples, valid_examples=valid_examples, tok=tok,
                    model=model, method=method, lr=lr, precision=precision, device=device, packed=packed,
                    seq_len=o['seq_len']))
