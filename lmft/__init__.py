@@ -19,6 +19,7 @@ Modules:
 - `lmft.models`: Tiny configurations of real architectures, safe loading and saving, and which part of a model a method trains
 - `lmft.preferences`: Rankings with ties become pairs; pairs teach a reward model to judge, or a policy to answer better
 - `lmft.pretraining`: From text alone: next words, masked words, neighbouring sentences, and the base models of all later lessons
+- `lmft.processes`: The same cell and the same command on several processes, to the same weights
 - `lmft.prompting`: Zero- and few-shot prompts, answers chosen by probability, and what examples in a prompt do
 - `lmft.records`: Files, folders and 🤗 datasets as plain dicts: every public shape recognised, every bad record named
 - `lmft.rlhf`: Let a model answer, let a reward model judge the answers, and make the better ones more probable

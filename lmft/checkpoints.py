@@ -19,8 +19,10 @@ from pathlib import Path
 from .core import LmftError, atomic_path
 import numpy as np
 import torch
+import torch.distributed as dist
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException
 from fastai.learner import Recorder
+from fastai.torch_core import rank_distrib
 from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -29,10 +31,10 @@ from .callbacks import StepLog
 
 # %% ../nbs/09_checkpoints.ipynb #5cbad725
 def rng_state() -> dict:
-    "Every global source of chance (Python, NumPy, torch, each GPU), as JSON can hold it"
+    "Every global source of chance (Python, NumPy, torch, the GPU in use), as JSON can hold it"
     kind,keys,*rest = np.random.get_state()
     return dict(python=random.getstate(), numpy=[kind, keys.tolist(), *rest], torch=torch.get_rng_state().tolist(),
-                cuda=[s.tolist() for s in torch.cuda.get_rng_state_all()])
+                cuda=[torch.cuda.get_rng_state().tolist()] if torch.cuda.is_available() else [])
 
 def set_rng_state(
     state:dict,  # As `rng_state` gives it, also after a trip through JSON
@@ -43,7 +45,7 @@ def set_rng_state(
     kind,keys,*rest = state['numpy']
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(torch.tensor(state['torch'], dtype=torch.uint8))
-    if state['cuda']: torch.cuda.set_rng_state_all([torch.tensor(s, dtype=torch.uint8) for s in state['cuda']])
+    for s in state['cuda']: torch.cuda.set_rng_state(torch.tensor(s, dtype=torch.uint8))
 
 # %% ../nbs/09_checkpoints.ipynb #9c23e967
 def _data_state(dl):
@@ -82,6 +84,14 @@ def set_state(self:StepLog, state:dict):
     self.since = self.tokens,time.perf_counter()
     for row in self.rows[:len(self.rows)-bool(self.unsent)]:
         for s in self.sinks: s.log(row)
+
+# %% ../nbs/09_checkpoints.ipynb #1e3439f8
+def _of_all(x):
+    "`x` of every process, in order of rank"
+    if not (dist.is_available() and dist.is_initialized()): return [x]
+    found = [None]*dist.get_world_size()
+    dist.all_gather_object(found, x)
+    return found
 
 # %% ../nbs/09_checkpoints.ipynb #da3fd089
 def weights_hash(
@@ -143,7 +153,8 @@ class Checkpoint(Callback):
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
         self.found = None
         if not self.run or self.opt is None: return                                          # a validation, no training
-        for half in self.folder.glob('.step-*.tmp'): shutil.rmtree(half, ignore_errors=True)
+        if not rank_distrib():
+            for half in self.folder.glob('.step-*.tmp'): shutil.rmtree(half, ignore_errors=True)
         self.begun_with = weights_hash(self.model)
         if self.resume: self.found = read_checkpoint(self.folder)
         if self.found: self._check(*self.found)
@@ -166,7 +177,8 @@ def _check(self:Checkpoint, state, tensors):
     if mine!=theirs:
         odd = min(k for k in mine.keys()|theirs.keys() if mine.get(k)!=theirs.get(k)).removeprefix('weight/')
         raise LmftError(f'{self.folder}: the checkpoint is of another model; {odd} differs')
-    for name,now in (('begun_with', self.begun_with), ('n_epoch', self.n_epoch), ('n_iter', len(self.dls.train))):
+    now = dict(begun_with=self.begun_with, n_epoch=self.n_epoch, n_iter=len(self.dls.train), processes=len(_of_all(0)))
+    for name,now in now.items():
         if state[name]!=now:
             raise LmftError(f'{self.folder}: the checkpoint is of another run; {name} is {now}, it was {state[name]}')
 
@@ -181,7 +193,7 @@ def _restore(self:Checkpoint, state, tensors):
     if hasattr(self.learn, 'precision') and state['scaler']: self.precision.scaler.load_state_dict(state['scaler'])
     if hasattr(self.learn, 'step_log') and state['log']: self.step_log.set_state(state['log'])
     _set_data_state(self.dl, state['data'])
-    self.learn.dl = _From(self.dl, state['iter'], lambda: set_rng_state(state['rng']))
+    self.learn.dl = _From(self.dl, state['iter'], lambda: set_rng_state(state['rng'][rank_distrib()]))
 
 # %% ../nbs/09_checkpoints.ipynb #9474c8b1
 @patch
@@ -189,9 +201,11 @@ def save(self:Checkpoint):
     "Write a checkpoint, all at once or not at all, then let the oldest go"
     learn,step = self.learn,self.learn.train_iter
     smooth,scaler,log = learn.recorder.smooth_loss,getattr(learn, 'precision', None),getattr(learn, 'step_log', None)
-    state = dict(begun_with=self.begun_with, n_epoch=self.n_epoch, n_iter=len(self.dls.train), epoch=self.epoch,
+    rng = _of_all(rng_state())
+    if rank_distrib(): return                                                                # one writes for all
+    state = dict(begun_with=self.begun_with, processes=len(rng), n_epoch=self.n_epoch, n_iter=len(self.dls.train), epoch=self.epoch,
                  iter=step-self.epoch_start, train_iter=step, pct_train=learn.pct_train, data=self.data,
-                 rng=rng_state(), lrs=[float(h['lr']) for h in learn.opt.hypers],
+                 rng=rng, lrs=[float(h['lr']) for h in learn.opt.hypers],
                  smooth=[smooth.count, float(smooth.val)], scaler=scaler and scaler.scaler.state_dict(),
                  log=log and log.state())
     try:

@@ -11,7 +11,7 @@ Docs: https://lmft-org.github.io/lmft/cli.html.md"""
 __all__ = ['main']
 
 # %% ../nbs/20c_cli.ipynb #04fc7997
-import argparse, sys
+import argparse, os, sys, time
 from importlib.metadata import version
 
 from . import commands
@@ -42,6 +42,7 @@ def main(
     argv:list=None,  # Arguments; None: those of the process
 ) -> int:
     "Run a command; exit code 0, 1 if the doctor found something, or 2 with one line on stderr"
+    os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')                                # notices of torch's own
     try: o = vars(_parser().parse_args(argv))
     except _Usage as e: return _refuse(e)
     from lmft.core import LmftError
@@ -53,5 +54,9 @@ def main(
     return int(command=='doctor' and bool(found))
 
 def _refuse(e):
+    if int(os.environ.get('RANK', 0)): time.sleep(10)
     print('lmft:', ' '.join(str(e).split()), file=sys.stderr)
     return 2
+
+# %% ../nbs/20c_cli.ipynb #37e7b28d
+if __name__=='__main__' and sys.argv[0].endswith('cli.py'): sys.exit(main())

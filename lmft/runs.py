@@ -13,7 +13,7 @@ __all__ = ['options', 'required', 'complete', 'check_options', 'free_folder', 'c
            'plot_bars', 'ask_doctor']
 
 # %% ../nbs/20a_runs.ipynb #cdf3ce41
-import json, math, platform, sys
+import json, math, os, platform, sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -131,9 +131,13 @@ required = dict(pretrain=['data', 'out'], finetune=['task', 'data', 'model', 'ou
                 doctor=['data'], world=['out'], tour=['out'])
 
 # %% ../nbs/20a_runs.ipynb #2130a8f4
+_shared = 'pretrain', 'finetune', 'sft', 'reward', 'dpo'  # Commands that several processes can run together
+
 def complete(command, o, **defaults):
     "Options with defaults filled in, and unknown ones refused"
     from lmft.core import LmftError
+    if int(os.environ.get('WORLD_SIZE', 1))>1 and command not in _shared:
+        raise LmftError(f"{command} runs in one process; start it without torchrun or accelerate launch")
     if unknown := set(o)-set(options[command]): raise LmftError(f"{command} has no option {', '.join(sorted(unknown))}")
     if missing := set(required[command])-set(o): raise LmftError(f"{command} needs {', '.join(sorted(missing))}")
     o = {**{k: v[1] for k,v in options[command].items()}, **o, 'command': command}
@@ -166,7 +170,11 @@ def check_options(o):
     if not 0<=o.get('temperature', 0.): raise LmftError(f"--temperature is {o['temperature']}; it must be 0 or more")
     if not 0<o.get('top_p', 1.)<=1: raise LmftError(f"--top_p is {o['top_p']}; it must be above 0 and at most 1")
     device = pick_device(o['device'])
-    return device, pick_precision(o['precision'], device) if 'precision' in o else 'fp32'
+    precision = pick_precision(o['precision'], device) if 'precision' in o else 'fp32'
+    if int(os.environ.get('WORLD_SIZE', 1))>1:
+        from lmft.processes import join_processes
+        join_processes(device)
+    return device, precision
 
 # %% ../nbs/20a_runs.ipynb #cd75495c
 _files = ('metrics.json', 'log.jsonl', 'config.json', 'loss.png', 'bad_records.jsonl', 'instructions.jsonl',
@@ -294,16 +302,18 @@ def run_training(
     from lmft.core import _remove
     from lmft.finetuning import method_cbs
     from lmft.models import count_params, save_model
-    learn = learner(cbs=mixed_precision(precision))
+    from lmft.processes import Processes, in_turn, rank_distrib
+    learn,first = learner(cbs=[*mixed_precision(precision), Processes(device)]),not rank_distrib()
     own = method_cbs.get(o.get('method', '').partition(':')[0])
     if own and not any(isinstance(cb, own) for cb in learn.cbs): learn.add_cb(own())
     config,model = run_config(o, device, precision, learn.lr),learn.model.hf
-    begin_folder(o, out, config, bad)
+    in_turn(begin_folder, o, out, config, bad)
     if (out/'metrics.json').exists(): return json.loads((out/'metrics.json').read_text())      # nothing is left to do
-    run = wandb_run(config, out) if o['log']=='wandb' else None
+    run = wandb_run(config, out) if o['log']=='wandb' and first else None
     per_epoch = len(learn.dls.train)
     steps = o['max_steps']*(per_epoch if rounds else 1) if o['max_steps'] else per_epoch*o['epochs']
-    log = StepLog(10 if steps>50 else 1, [JsonLines(out/'log.jsonl'), *([run] if run else [])])
+    sinks = [JsonLines(out/'log.jsonl'), *([run] if run else [])] if first else []
+    log = StepLog(10 if steps>50 else 1, sinks)
     learn.add_cb(log)
     kept = [] if rounds else [Checkpoint(out/'checkpoints', o['save_every'], resume=o['resume'])]
     names = ['valid_loss', *('valid_bpb' if m.name=='bpb' else m.name for m in learn.metrics)] if not rounds else []
@@ -315,6 +325,7 @@ def run_training(
     metrics |= {k: last[k.replace('valid_bpb', 'bpb')] for k in names if k not in metrics}
     metrics |= dict(train_loss=last['loss'], steps=last['step'], tokens=last['tokens'],
                     tokens_per_s=last['tokens']/log.seconds, **count_params(model), **dict(extra))
+    if not first: return metrics                                                               # one writes for all
     save_model(model, tok, out/'model')
     plot_loss(log.rows, out/'loss.png')
     write_metrics(o, out, metrics, bad)
