@@ -42,7 +42,6 @@ def main(
     argv:list=None,  # Arguments; None: those of the process
 ) -> int:
     "Run a command; exit code 0, 1 if the doctor found something, or 2 with one line on stderr"
-    os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')                                # notices of torch's own
     try: o = vars(_parser().parse_args(argv))
     except _Usage as e: return _refuse(e)
     from lmft.core import LmftError

@@ -20,6 +20,7 @@ from pathlib import Path
 # third-party notices that no reader of lmft can act on
 warnings.filterwarnings('ignore', category=FutureWarning, module=r'torch\.jit|transformers|peft')
 warnings.filterwarnings('ignore', message='Position ids are not supported', module='peft')
+os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
 import torch
 from fastai.torch_core import set_seed
 from IPython.display import HTML, display

@@ -37,13 +37,15 @@ def join_processes(
     for name in ('FSDP', 'DEEPSPEED', 'MEGATRON_LM'):
         if os.environ.get(f'ACCELERATE_USE_{name}', 'false').lower()=='true':
             raise LmftError(f'the accelerate config asks for {name}; lmft shares the rows of a step, not the model: use DDP')
-    if rank_distrib():
-        sys.stdout.isatty = sys.stderr.isatty = lambda: False                      # no progress bars, as in a pipe
-        warnings.simplefilter('ignore')
     cpu = torch.device(device or pick_device()).type=='cpu'
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True)              # some wait their turn
     both = InitProcessGroupKwargs(backend='gloo' if cpu else 'cuda:nccl,cpu:gloo')     # metrics are summed on the CPU
-    return Accelerator(cpu=cpu, mixed_precision='no', kwargs_handlers=[ddp, both])
+    found = Accelerator(cpu=cpu, mixed_precision='no', kwargs_handlers=[ddp, both])
+    os.environ['RANK'] = str(found.process_index)                                          # not every launcher says it
+    if rank_distrib():
+        sys.stdout.isatty = sys.stderr.isatty = lambda: False                      # no progress bars, as in a pipe
+        warnings.simplefilter('ignore')
+    return found
 
 # %% ../nbs/09b_processes.ipynb #f3313253
 def in_turn(f, *args):
@@ -79,11 +81,11 @@ class Processes(Callback):
     ):
         self.accelerator,self.rank,self.n,self.ddp = join_processes(device),rank_distrib(),num_distrib(),None
 
-    def before_fit(self):
-        self.run = self.accelerator is not None and not hasattr(self.learn, 'gather_preds')
-        if not self.run or not self.rank: return
-        self.learn.remove_cbs(ProgressCallback)
+    def after_create(self):
+        if not self.accelerator or not (self.rank or self.accelerator.state.fork_launched): return
+        self.learn.remove_cbs(ProgressCallback)                              # a fork of a notebook has no page to draw on
         self.learn.logger = noop
+    def before_fit(self): self.run = self.accelerator is not None and not hasattr(self.learn, 'gather_preds')
 
     def before_train(self):
         self._share()
