@@ -85,7 +85,7 @@ def set_state(self:StepLog, state:dict):
     for row in self.rows[:len(self.rows)-bool(self.unsent)]:
         for s in self.sinks: s.log(row)
 
-# %% ../nbs/09_checkpoints.ipynb #1e3439f8
+# %% ../nbs/09_checkpoints.ipynb #c2a904c6
 def _of_all(x):
     "`x` of every process, in order of rank"
     if not (dist.is_available() and dist.is_initialized()): return [x]
