@@ -2,10 +2,15 @@
 import json, os, signal, subprocess, sys, time
 
 import psutil, pytest, torch
+from fastai.callback.core import Callback, CancelFitException
 from safetensors.torch import load_file
 
 from lmft.batches import train_tokenizer
+from lmft.checkpoints import Checkpoint, weights_hash
+from lmft.core import set_seed
+from lmft.learner import lm_learner
 from lmft.models import new_model, save_model
+from lmft.pretraining import mlm_dls
 from lmft.world.documents import corpus
 from lmft.world.facts import World
 from lmft.world.tasks import instruction_rows
@@ -89,6 +94,26 @@ def test_an_error_is_said_once(commands, tmp_path):
     said = [l for l in err.splitlines() if l.startswith('lmft: ')]
     assert job.returncode and len(said)==1 and 'broken.jsonl:2' in said[0], err
     assert 'exitcode  : 2' in err and not (tmp_path/'new').exists()
+
+class StopAt5(Callback):
+    order = Checkpoint.order+1
+    def after_batch(self):
+        if self.training and self.learn.train_iter==5: raise CancelFitException()
+
+def test_masks_drawn_by_workers(commands, tmp_path):
+    "A masked run with two workers, stopped within its first epoch and gone on, comes to the same bits"
+    rows = lines(next(p for p in commands['mlm'] if str(p).endswith('text.jsonl')))
+    tok = train_tokenizer((r['text'] for r in rows), 400)
+    def fit(folder, *cbs, **kwargs):
+        set_seed(0)
+        dls = mlm_dls(rows[:25], rows[25:30], tok, 32, bs=16, device='cpu')
+        dls.train.fake_l.num_workers = 2
+        model = new_model(tok, arch='bert', hidden_size=48, intermediate_size=96, hidden_dropout_prob=.1)
+        learn = lm_learner(dls, model, cbs=[Checkpoint(tmp_path/folder, every=2, **kwargs), *cbs])
+        with learn.no_bar(), learn.no_logging(): learn.fit_cos(2)
+        return learn.train_iter,weights_hash(learn.model)
+    whole,half = fit('whole'),fit('half', StopAt5())
+    assert half[0]==5<whole[0]//2 and half!=whole and fit('half', resume=True)==whole
 
 @pytest.mark.parametrize('argv', [['generate', '--model', 'x'], ['doctor', '--data', 'x'], ['tour', '--out', 'x'],
                                   ['ppo', '--prompts', 'x', '--model', 'x', '--reward', 'x', '--out', 'x']])
