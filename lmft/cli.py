@@ -55,7 +55,7 @@ def main(
     return int(command=='doctor' and bool(found))
 
 def _refuse(e):
-    if int(os.environ.get('RANK', 0)): time.sleep(10)
+    if int(os.environ.get('RANK', 0)): time.sleep(30)
     print('lmft:', ' '.join(str(e).split()), file=sys.stderr)
     return 2
 

@@ -53,6 +53,7 @@ def _to_try(prompts, tok, model, n=3, room=24):
         if fits: found.append(p)
     return found[:n]
 
+# %% ../nbs/20b_commands.ipynb #0ff30e7f
 _of_answers = 'labels', 'class with one example', 'chosen is rejected', 'prompt is no prefix', 'chat template'
 
 def pretrain(**o):

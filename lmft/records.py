@@ -26,7 +26,7 @@ import numpy as np
 # %% ../nbs/02_records.ipynb #7f59cf5f
 def _placed(e, within=None, **place):
     "`e` with `place` (path, line, record) where it has none of its own, and its field inside `within`"
-    known = {k: v for k,v in vars(e).items() if v is not None}
+    known = {k: v for k,v in vars(e).items() if v is not None and k[0]!='_'}
     if within: known['field'] = '.'.join(filter(None, [within, e.field]))
     return BadRecord(**{**place, **known})
 

@@ -315,6 +315,17 @@ def _leave(o, out, config, learn, tok, metrics, bad):
     write_metrics(o, out, metrics, bad)
 
 # %% ../nbs/20a_runs.ipynb #144d4ede
+def _last_figures(o, learn, names, metrics):
+    "Figures of the weights that remain, of the training, and sizes"
+    from lmft.models import count_params
+    log,last = learn.step_log,learn.step_log.rows[-1]
+    validated = [r for r in log.rows if 'valid_loss' in r]
+    row = min(validated, key=lambda r: r['valid_loss']) if o.get('keep_best') else last
+    return dict({k: row[k.replace('valid_bpb', 'bpb')] for k in names}, **metrics, train_loss=last['loss'],
+                steps=last['step'], tokens=last['tokens'], tokens_per_s=last['tokens']/log.seconds,
+                **count_params(learn.model.hf))
+
+# %% ../nbs/20a_runs.ipynb #cd8a3cc9
 def run_training(
     o,             # Options, complete and checked
     out,           # Folder, free
@@ -335,7 +346,6 @@ def run_training(
     from lmft.core import _remove
     from lmft.finetuning import method_cbs
     from lmft.guards import guarded
-    from lmft.models import count_params
     from lmft.processes import Processes, in_turn, rank_distrib
     learn = learner(cbs=[*mixed_precision(precision), Processes(device)])
     own = method_cbs.get(o.get('method', '').partition(':')[0])
@@ -354,11 +364,7 @@ def run_training(
     if keep_dl: metrics['keep_bpb_before'] = learn.validate(dl=keep_dl)[1]
     with guarded(learn): learn.fit_cos(steps=steps, cbs=kept)
     if keep_dl: metrics['keep_bpb_after'] = learn.validate(dl=keep_dl)[1]
-    rows,metrics = learn.step_log.rows,metrics | (after() if after else {})
-    best = min((r for r in rows if 'valid_loss' in r), key=lambda r: r['valid_loss']) if o.get('keep_best') else rows[-1]
-    metrics |= {k: best[k.replace('valid_bpb', 'bpb')] for k in names if k not in metrics}
-    metrics |= dict(train_loss=rows[-1]['loss'], steps=rows[-1]['step'], tokens=rows[-1]['tokens'],
-                    tokens_per_s=rows[-1]['tokens']/learn.step_log.seconds, **count_params(learn.model.hf), **dict(extra))
+    metrics = _last_figures(o, learn, names, metrics | (after() if after else {})) | dict(extra)
     if rank_distrib(): return metrics                                                            # one writes for all
     _leave(o, out, config, learn, tok, metrics, bad)
     _remove(out/'checkpoints')
