@@ -4,7 +4,7 @@ Modules:
 
 - `lmft.adapters`: Small parts that tune a frozen model: LoRA, prefixes, soft prompts, bottlenecks in sequence and in parallel
 - `lmft.batches`: From records to what a model sees: tokens, which of them are trained, and rows without waste
-- `lmft.callbacks`: Precision that is what it says, a log of every step, samples of what the model writes
+- `lmft.callbacks`: Precision that is what it says, a log of every step, a run that others can follow, samples of what the model writes
 - `lmft.checkpoints`: A run that is killed goes on as if nothing had happened, to the same weights bit for bit
 - `lmft.cli`: `lmft pretrain`, `finetune`, `sft`, `chat`, …: thin doors to the library
 - `lmft.commands`: Pretraining, tuning and all that follows, each as one function that a shell can call
@@ -14,11 +14,13 @@ Modules:
 - `lmft.extraction`: Labels on words and on spans: named entities, and answers that stand in a text or are written
 - `lmft.finetuning`: Classes for texts, a style for a model: what a head, a few blocks or all weights learn, and what they forget
 - `lmft.generation`: Continue a text, answer a question, and say how probable a given answer is
+- `lmft.guards`: A figure that is no number, a full memory, a full disk, a signal to stop: each ends in one clear line, and nothing is lost
 - `lmft.instructions`: From a model that goes on to one that answers: chat templates, four ways to make a set, and tuning on it
 - `lmft.learner`: One loop for everything: fastai's, made exact for tokens
 - `lmft.models`: Tiny configurations of real architectures, safe loading and saving, and which part of a model a method trains
 - `lmft.preferences`: Rankings with ties become pairs; pairs teach a reward model to judge, or a policy to answer better
 - `lmft.pretraining`: From text alone: next words, masked words, neighbouring sentences, and the base models of all later lessons
+- `lmft.processes`: The same cell and the same command on several processes, to the same weights
 - `lmft.prompting`: Zero- and few-shot prompts, answers chosen by probability, and what examples in a prompt do
 - `lmft.records`: Files, folders and 🤗 datasets as plain dicts: every public shape recognised, every bad record named
 - `lmft.rlhf`: Let a model answer, let a reward model judge the answers, and make the better ones more probable

@@ -11,7 +11,7 @@ Docs: https://lmft-org.github.io/lmft/cli.html.md"""
 __all__ = ['main']
 
 # %% ../nbs/20c_cli.ipynb #04fc7997
-import argparse, sys
+import argparse, os, sys, time
 from importlib.metadata import version
 
 from . import commands
@@ -49,9 +49,15 @@ def main(
     try: found = getattr(commands, command)(**o)
     except LmftError as e: return _refuse(e)
     except BrokenPipeError: return 0
-    except KeyboardInterrupt: return 130
+    except KeyboardInterrupt as e:
+        if str(e): print('lmft:', e, file=sys.stderr)
+        return 128+getattr(e, 'signum', 2)
     return int(command=='doctor' and bool(found))
 
 def _refuse(e):
+    if int(os.environ.get('RANK', 0)): time.sleep(10)
     print('lmft:', ' '.join(str(e).split()), file=sys.stderr)
     return 2
+
+# %% ../nbs/20c_cli.ipynb #c38284d4
+if __name__=='__main__' and sys.argv[0].endswith('cli.py'): sys.exit(main())

@@ -40,6 +40,18 @@ def _to_pretrain(o, train):
     return tok, model, o['lr'] or {'tiny': 3e-3 if clm else 2e-3, 'small': 1e-3}[o['model']]
 
 # %% ../nbs/20b_commands.ipynb #71e3198e
+def _to_try(prompts, tok, model, n=3, room=24):
+    "The first prompts that can be asked and leave room for some words; what the model makes of them goes into its card"
+    from lmft.core import LmftError
+    from lmft.generation import encode_prompt
+    from lmft.models import virtual_tokens
+    most,found = getattr(model.config, 'max_position_embeddings', 512)-virtual_tokens(model)-room,[]
+    for p in prompts:
+        try: fits = 0<len(encode_prompt(p, tok))<=most
+        except LmftError: continue
+        if fits: found.append(p)
+    return found[:n]
+
 def pretrain(**o):
     "Train a language model on text, from scratch or from a checkpoint"
     from lmft.batches import clm_dls, clm_examples, lm_dls
@@ -61,7 +73,8 @@ def pretrain(**o):
     ask_doctor(o, device, precision, *texts, *exs, tok, model, 'full', lr)
     keep_dl = clm_dls(*[list(read_records(o['keep']))]*2, tok, **kw).valid if o['keep'] else None
     learner = partial(lm_learner, lm_dls(*exs, tok, **kw), model, metrics=BitsPerByte(tok), lr=lr)
-    return run_training(o, out, device, precision, tok, learner, bad, keep_dl=keep_dl)
+    prompts = _to_try((' '.join(r['text'].split()[:4]) for r in texts[1][:20]), tok, model)
+    return run_training(o, out, device, precision, tok, learner, bad, keep_dl=keep_dl, prompts=prompts)
 
 # %% ../nbs/20b_commands.ipynb #f1d866c0
 def _pretrain_masked(o, out, device, precision, texts, model, tok, kw, lr, bad):
@@ -146,7 +159,7 @@ def finetune(**o):
 def sft(**o):
     "Tune a model on instructions or conversations"
     import lmft.adapters
-    from lmft.batches import fit_length, lm_dls, load_tokenizer, sft_examples
+    from lmft.batches import fit_length, lm_dls, load_tokenizer, sft_examples, to_messages
     from lmft.core import LmftError, set_seed
     from lmft.doctor import usual_lr
     from lmft.learner import BitsPerByte, lm_learner
@@ -161,13 +174,14 @@ def sft(**o):
     o['seq_len'] = _room(o | dict(max_new_tokens=0), model)
     model = trainable(model, o['method'])
     exs = [sft_examples(records, tok, o['full_loss'], o['on_bad'], bad) for records in (train, valid)]
-    lr = o['lr'] or usual_lr(model, o['method'])
+    asked = (r['prompt'] if 'completion' in r else to_messages(r)[:-1] for r in valid[:20])
+    prompts,lr = _to_try(asked, tok, model),o['lr'] or usual_lr(model, o['method'])
     ask_doctor(o, device, precision, train, valid, *exs, tok, model, o['method'], lr, packed=False)
     (train,*cut),(valid,*cut_valid) = (fit_length(e, o['seq_len']) for e in exs)
     dls = lm_dls(train, valid, tok, o['seq_len'], o['bs'], o['n_acc'], packed=False, seed=o['seed'], device=device)
     lost = dict(zip(('cut_answers', 'left_out_too_long'), map(sum, zip(cut, cut_valid))))
     learner = partial(lm_learner, dls, model, metrics=BitsPerByte(tok), lr=lr)
-    return run_training(o, out, device, precision, tok, learner, bad, lost)
+    return run_training(o, out, device, precision, tok, learner, bad, lost, prompts=prompts)
 
 # %% ../nbs/20b_commands.ipynb #b1269386
 def merge(**o):

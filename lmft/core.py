@@ -20,6 +20,7 @@ from pathlib import Path
 # third-party notices that no reader of lmft can act on
 warnings.filterwarnings('ignore', category=FutureWarning, module=r'torch\.jit|transformers|peft')
 warnings.filterwarnings('ignore', message='Position ids are not supported', module='peft')
+os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
 import torch
 from fastai.torch_core import set_seed
 from IPython.display import HTML, display
@@ -44,6 +45,10 @@ def by_size(
 # %% ../nbs/00_core.ipynb #b86d5cb2
 class LmftError(Exception):
     "What is wrong and what would be right, in one line"
+    def __init__(self, says=''):
+        super().__init__(says)
+        self._says = says
+    def __str__(self): return self._says                  # fastai writes the names of its callbacks into `args`
 
 # %% ../nbs/00_core.ipynb #8770c8b8
 class BadRecord(LmftError):
@@ -63,7 +68,7 @@ class BadRecord(LmftError):
 
     def as_dict(self):
         "The parts that are known, as JSON can hold them"
-        return {k: str(v) if k=='path' else v for k,v in vars(self).items() if v is not None}
+        return {k: str(v) if k=='path' else v for k,v in vars(self).items() if v is not None and k[0]!='_'}
 
 # %% ../nbs/00_core.ipynb #ffede5dd
 @contextmanager

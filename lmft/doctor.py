@@ -328,7 +328,7 @@ def _packing(model, packed):
     if not packed: return
     try: error = packing_error(model)
     except (RuntimeError, IndexError, ValueError, TypeError) as e: why = f'fails: {str(e).splitlines()[0]}'
-    else: why = f'lets documents see each other (logits are off by {error:.1g} of their spread)' if not error<.2 else ''
+    else: why = f'lets documents see each other (logits are off by {error:.1g} of their spread)' if error>=.2 else ''
     if why: yield f'packing with {type(base_of(model)).__name__} and {_adapter(model)} {why}; train it with packed=False'
 
 def _adapter(model):

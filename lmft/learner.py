@@ -10,8 +10,8 @@ Docs: https://lmft-org.github.io/lmft/learner.html.md"""
 
 # %% auto #0
 __all__ = ['block_mask', 'HFModel', 'TermLoss', 'token_loss', 'over_ranks', 'TokenAccumulation', 'SumMetric', 'ExactLoss',
-           'Perplexity', 'Accuracy', 'BitsPerByte', 'AdamW', 'adamw', 'layer_groups', 'LMLearner', 'lm_learner',
-           'StopAt']
+           'Perplexity', 'Accuracy', 'BitsPerByte', 'AdamW', 'adamw', 'layer_groups', 'LMLearner', 'ClipNorm',
+           'lm_learner', 'StopAt']
 
 # %% ../nbs/05_learner.ipynb #76e903ef
 import math, sys
@@ -140,7 +140,7 @@ class TokenAccumulation(Callback):
         ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         self.learn.loss_func.n = [x/ranks for x in n.tolist()]          # DDP averages gradients over ranks
         self.learn.n_targets = sum(len(y) for y in self.yb)
-        window = self.xb[0].get('window') or [(self.xb[0], *self.yb)]
+        self.window = window = self.xb[0].get('window') or [(self.xb[0], *self.yb)]
         self.learn.n_tokens = sum(int(inputs['n_tokens']) for inputs,*_ in window)
         self.done = sum(self._backward(inputs, *targets) for inputs,*targets in window[:-1])
         self.learn.xb,self.learn.yb = window[-1][:1],tuple(window[-1][1:])
@@ -244,6 +244,12 @@ class LMLearner(Learner):
         dl.show_results(b, self.get_preds(dl=[b], with_decoded=True)[2], max_n=max_n, **kwargs)
 
 # %% ../nbs/05_learner.ipynb #cb1d056f
+class ClipNorm(GradientClip):
+    "Scale the gradient down to a norm of at most `max_norm`; `learn.grad_norm` is what it was before"
+    def before_step(self):
+        self.learn.grad_norm = nn.utils.clip_grad_norm_(self.parameters(), self.max_norm, self.norm_type)
+
+# %% ../nbs/05_learner.ipynb #12a6db50
 def lm_learner(
     dls,                 # DataLoaders of `({inputs}, targets)`
     model,               # 🤗 or peft model
@@ -262,7 +268,7 @@ def lm_learner(
     model = HFModel(model).to(dev) if dev else HFModel(model)
     kwargs = {'opt_func': adamw, 'splitter': layer_groups, 'moms': (.9, .9, .9), **kwargs}
     learn = LMLearner(dls, model, loss_func=TermLoss(loss_func), metrics=[*L(metrics)], lr=lr, wd=wd, wd_bn_bias=True,
-                      train_bn=False, cbs=[TokenAccumulation(), GradientClip(clip), *L(cbs)], **kwargs)
+                      train_bn=False, cbs=[TokenAccumulation(), ClipNorm(clip), *L(cbs)], **kwargs)
     learn.recorder.loss = ExactLoss()
     if not (IN_NOTEBOOK or sys.stderr.isatty()):                                             # quiet in a pipe
         learn.remove_cbs(ProgressCallback)

@@ -188,7 +188,7 @@ class RolloutDL(LMDL):
 
 # %% ../nbs/17_rlhf.ipynb #e5e2cf97
 class Rollouts(Callback):
-    "Before each epoch: draw answers, score them and lay out what PPO learns from them; a row of figures each in `rows`"
+    "Before each round: draw answers, score them and lay out what PPO learns from them; a row of figures each in `rows`"
     order = Recorder.order+1
     def __init__(self,
         tok,                    # Tokenizer
@@ -206,9 +206,16 @@ class Rollouts(Callback):
     ):
         store_attr()
         self.rows = []
+    columns = 'input_ids', 'labels', 'logps', 'advantages', 'values', 'returns'
     def draw(self, i): return random.Random(f'{self.seed}-{i}').sample(self.prompts, self.n)
     def before_fit(self): self.fit_amp = self.model.amp
-    def before_epoch(self): self.dls.train.dataset[:] = self.collect(self.draw(len(self.rows)))*self.passes
+    def before_train(self): self.lay_out(self.collect(self.draw(len(self.rows))))
+    def lay_out(self, rollouts): self.drawn,self.dls.train.dataset[:] = rollouts,rollouts*self.passes
+    def state(self):
+        return dict(rows=self.rows, drawn=[{k: r[k].tolist() for k in self.columns} for r in self.drawn])
+    def set_state(self, state):
+        self.rows = state['rows']
+        self.lay_out([{k: torch.tensor(v) for k,v in r.items()} for r in state['drawn']])
     def before_validate(self): raise CancelValidException()          # a round is measured by the next one's answers
     def after_fit(self):
         self.model.amp = self.fit_amp                                # `Precision` has already taken it away

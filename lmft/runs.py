@@ -9,11 +9,11 @@ Docs: https://lmft-org.github.io/lmft/runs.html.md"""
 
 # %% auto #0
 __all__ = ['options', 'required', 'complete', 'check_options', 'free_folder', 'clear_folder', 'write_jsonl', 'begin_folder',
-           'write_metrics', 'model_dir', 'read_all', 'read_data', 'run_config', 'run_training', 'plot_loss',
-           'plot_bars', 'ask_doctor']
+           'write_metrics', 'model_dir', 'read_all', 'read_data', 'run_config', 'run_training', 'write_card',
+           'plot_loss', 'plot_bars', 'ask_doctor']
 
 # %% ../nbs/20a_runs.ipynb #cdf3ce41
-import json, math, platform, sys
+import json, math, os, platform, sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,6 +38,7 @@ _train = dict(
     log=(str, 'none', 'none or wandb'),
     on_bad=(str, 'error', 'bad records: error, or skip and list them in bad_records.jsonl'),
     save_every=(int, 100, 'steps between checkpoints'),
+    keep_best=(bool, False, 'end with the weights of the epoch that validates best, not with the last'),
     resume=(bool, False, 'go on with a run that was interrupted, to the same weights'))
 
 # %% ../nbs/20a_runs.ipynb #bb6f53d9
@@ -114,7 +115,7 @@ options |= dict(
     dpo=dict(_train, model=(str, None, 'causal model to tune'), method=(str, 'lora', _methods),
              beta=(float, .1, 'price of leaving the model that was tuned'),
              reference=(str, None, 'adapter, copy or cached (default: adapter if one is trained, else cached)')),
-    ppo=dict({k: v for k,v in _train.items() if k not in ('data', 'valid', 'epochs', 'seq_len', 'save_every')},
+    ppo=dict({k: v for k,v in _train.items() if k not in ('data', 'valid', 'epochs', 'seq_len', 'keep_best')},
              prompts=_prompts,
              model=(str, None, 'causal model to tune'), reward=(str, None, 'reward model'),
              method=(str, 'lora', 'full, last:N, lora[:R], seq_adapter[:R] or par_adapter[:R]'),
@@ -131,9 +132,13 @@ required = dict(pretrain=['data', 'out'], finetune=['task', 'data', 'model', 'ou
                 doctor=['data'], world=['out'], tour=['out'])
 
 # %% ../nbs/20a_runs.ipynb #2130a8f4
+_shared = 'pretrain', 'finetune', 'sft', 'reward', 'dpo'  # Commands that several processes can run together
+
 def complete(command, o, **defaults):
     "Options with defaults filled in, and unknown ones refused"
     from lmft.core import LmftError
+    if int(os.environ.get('WORLD_SIZE', 1))>1 and command not in _shared:
+        raise LmftError(f"{command} runs in one process; start it without torchrun or accelerate launch")
     if unknown := set(o)-set(options[command]): raise LmftError(f"{command} has no option {', '.join(sorted(unknown))}")
     if missing := set(required[command])-set(o): raise LmftError(f"{command} needs {', '.join(sorted(missing))}")
     o = {**{k: v[1] for k,v in options[command].items()}, **o, 'command': command}
@@ -156,8 +161,6 @@ def check_options(o):
     for k in ('epochs', 'max_steps', 'bs', 'n_acc', 'seq_len', 'lr', 'max_new_tokens', 'n_words', 'rows', 'n',
               'rouge', 'beta', 'save_every'):
         if o.get(k) is not None and not o[k]>0: raise LmftError(f'--{k} is {o[k]}; it must be more than 0')
-    if o.get('resume') and o['command']=='ppo':
-        raise LmftError('--resume is not there yet for ppo, whose data is made as it goes')
     for k,allowed in _allowed.items():
         if o.get(k) is not None and o[k] not in allowed:
             raise LmftError(f"--{k} is '{o[k]}'; this version knows {', '.join(allowed)}")
@@ -166,7 +169,11 @@ def check_options(o):
     if not 0<=o.get('temperature', 0.): raise LmftError(f"--temperature is {o['temperature']}; it must be 0 or more")
     if not 0<o.get('top_p', 1.)<=1: raise LmftError(f"--top_p is {o['top_p']}; it must be above 0 and at most 1")
     device = pick_device(o['device'])
-    return device, pick_precision(o['precision'], device) if 'precision' in o else 'fp32'
+    precision = pick_precision(o['precision'], device) if 'precision' in o else 'fp32'
+    if int(os.environ.get('WORLD_SIZE', 1))>1:
+        from lmft.processes import join_processes
+        join_processes(device)
+    return device, precision
 
 # %% ../nbs/20a_runs.ipynb #cd75495c
 _files = ('metrics.json', 'log.jsonl', 'config.json', 'loss.png', 'bad_records.jsonl', 'instructions.jsonl',
@@ -275,6 +282,25 @@ def run_config(o, device, precision='fp32', lr=None):
     return {**o, 'lr': lr, 'device': str(device), 'precision': precision, 'versions': libs, 'fingerprint': data}
 
 # %% ../nbs/20a_runs.ipynb #43c73d5e
+def _watchers(o, out, config, steps, tok, prompts):
+    "What logs a run: (sinks that are to be closed, callbacks); the first of several processes speaks for all"
+    from lmft.callbacks import JsonLines, SampleText, StepLog, WandbLog
+    from lmft.processes import rank_distrib
+    if rank_distrib(): return [], [StepLog()]
+    tracks = [WandbLog(config, out)] if o['log']=='wandb' else []
+    log = StepLog(10 if steps>50 else 1, [JsonLines(out/'log.jsonl'), *tracks])
+    return tracks, [log, *([SampleText(tok, prompts, sinks=tracks)] if prompts else [])]
+
+def _leave(o, out, config, learn, tok, metrics, bad):
+    "Model and card, plot and figures, the last of all"
+    from lmft.models import save_model
+    save_model(learn.model.hf, tok, out/'model')
+    samples = learn.sample_text.samples if hasattr(learn, 'sample_text') else []
+    write_card(config, metrics, samples, out/'model'/'README.md')
+    plot_loss(learn.step_log.rows, out/'loss.png')
+    write_metrics(o, out, metrics, bad)
+
+# %% ../nbs/20a_runs.ipynb #144d4ede
 def run_training(
     o,             # Options, complete and checked
     out,           # Folder, free
@@ -287,42 +313,69 @@ def run_training(
     keep_dl=None,  # Text that is watched for forgetting
     after=None,    # Function that gives more figures, measured after training
     rounds=False,  # `max_steps` counts epochs, and there is no validation set
+    prompts=(),    # Texts or conversations that the model goes on with, before and after, for its card
 ) -> dict:         # The figures
     "Train, and leave model/, metrics.json, log.jsonl, config.json and loss.png in `out`"
-    from lmft.callbacks import JsonLines, StepLog, mixed_precision, wandb_run
-    from lmft.checkpoints import Checkpoint
+    from lmft.callbacks import mixed_precision
+    from lmft.checkpoints import Checkpoint, KeepBest
     from lmft.core import _remove
     from lmft.finetuning import method_cbs
-    from lmft.models import count_params, save_model
-    learn = learner(cbs=mixed_precision(precision))
+    from lmft.guards import guarded
+    from lmft.models import count_params
+    from lmft.processes import Processes, in_turn, rank_distrib
+    learn = learner(cbs=[*mixed_precision(precision), Processes(device)])
     own = method_cbs.get(o.get('method', '').partition(':')[0])
     if own and not any(isinstance(cb, own) for cb in learn.cbs): learn.add_cb(own())
-    config,model = run_config(o, device, precision, learn.lr),learn.model.hf
-    begin_folder(o, out, config, bad)
+    config = run_config(o, device, precision, learn.lr)
+    in_turn(begin_folder, o, out, config, bad)
     if (out/'metrics.json').exists(): return json.loads((out/'metrics.json').read_text())      # nothing is left to do
-    run = wandb_run(config, out) if o['log']=='wandb' else None
     per_epoch = len(learn.dls.train)
     steps = o['max_steps']*(per_epoch if rounds else 1) if o['max_steps'] else per_epoch*o['epochs']
-    log = StepLog(10 if steps>50 else 1, [JsonLines(out/'log.jsonl'), *([run] if run else [])])
-    learn.add_cb(log)
-    kept = [] if rounds else [Checkpoint(out/'checkpoints', o['save_every'], resume=o['resume'])]
+    tracks,watch = _watchers(o, out, config, steps, tok, prompts)
+    learn.add_cbs(watch)
+    kept = [Checkpoint(out/'checkpoints', o['save_every'], resume=o['resume'])]
+    if o.get('keep_best'): kept.append(KeepBest(out/'checkpoints'/'best.safetensors'))
     names = ['valid_loss', *('valid_bpb' if m.name=='bpb' else m.name for m in learn.metrics)] if not rounds else []
     metrics = {f'{k}_before': v for k,v in zip(names, learn.validate() if not rounds else [])}
     if keep_dl: metrics['keep_bpb_before'] = learn.validate(dl=keep_dl)[1]
-    learn.fit_cos(steps=steps, cbs=kept)
+    with guarded(learn): learn.fit_cos(steps=steps, cbs=kept)
     if keep_dl: metrics['keep_bpb_after'] = learn.validate(dl=keep_dl)[1]
-    last,metrics = log.rows[-1],metrics | (after() if after else {})
-    metrics |= {k: last[k.replace('valid_bpb', 'bpb')] for k in names if k not in metrics}
-    metrics |= dict(train_loss=last['loss'], steps=last['step'], tokens=last['tokens'],
-                    tokens_per_s=last['tokens']/log.seconds, **count_params(model), **dict(extra))
-    save_model(model, tok, out/'model')
-    plot_loss(log.rows, out/'loss.png')
-    write_metrics(o, out, metrics, bad)
+    rows,metrics = learn.step_log.rows,metrics | (after() if after else {})
+    best = min((r for r in rows if 'valid_loss' in r), key=lambda r: r['valid_loss']) if o.get('keep_best') else rows[-1]
+    metrics |= {k: best[k.replace('valid_bpb', 'bpb')] for k in names if k not in metrics}
+    metrics |= dict(train_loss=rows[-1]['loss'], steps=rows[-1]['step'], tokens=rows[-1]['tokens'],
+                    tokens_per_s=rows[-1]['tokens']/learn.step_log.seconds, **count_params(learn.model.hf), **dict(extra))
+    if rank_distrib(): return metrics                                                            # one writes for all
+    _leave(o, out, config, learn, tok, metrics, bad)
     _remove(out/'checkpoints')
-    if run: run.finish()
+    for t in tracks: t.finish(metrics, out/'model'/'README.md')
     if sys.stdout.isatty():
         print(', '.join(f'{k} {metrics[k]:.3f}' for k in names), f"model in {out/'model'}", sep=', ')
     return metrics
+
+# %% ../nbs/20a_runs.ipynb #60b24a4d
+def write_card(
+    config,   # Of the run, as `run_config` gives it
+    metrics,  # Its figures
+    samples,  # Rows of `SampleText`
+    path,     # File
+):
+    "The model card of a run"
+    from huggingface_hub import ModelCardData
+    from lmft.core import atomic_write
+    def table(d): return '\n'.join(['| | |', '|---|---|', *(f'| {k} | {v} |' for k,v in d.items())])
+    base,adapter = config['model'],(path.parent/'adapter_config.json').exists()
+    on_hub = base not in ('tiny', 'small') and not Path(base).exists()
+    data = ModelCardData(library_name='peft' if adapter else 'transformers', tags=['lmft', config['command']],
+                         base_model=base if on_hub else None)
+    options = {k: v for k,v in config.items() if v not in (None, [], False) and k not in ('versions', 'out')}
+    ends = [s for s in samples if s['step'] in (samples[0]['step'], samples[-1]['step'])]            # before and after
+    said = [f"- step {s['step']}: {s['prompt']!r} → {s['text']!r}" for s in ends]
+    parts = [f'---\n{data.to_yaml()}\n---', f"# {Path(config['out']).name}: lmft {config['command']}",
+             '## Figures', table({k: f'{v:.4g}' if isinstance(v, float) else v for k,v in metrics.items()}),
+             *(['## What it writes', '\n'.join(said)] if said else []),
+             '## How it was made', table(options), '## Versions', table(config['versions'])]
+    with atomic_write(path) as f: f.write('\n\n'.join(parts)+'\n')
 
 # %% ../nbs/20a_runs.ipynb #09eadd4b
 def plot_loss(rows, path):

@@ -23,7 +23,7 @@ def test_pretraining_on_a_book(base):
     m,rows = metrics(base),log(base)
     assert m['valid_bpb']<2.5<m['valid_bpb_before'] and m['steps']==200
     assert sorted(p.name for p in base.iterdir())==['config.json', 'log.jsonl', 'loss.png', 'metrics.json', 'model']
-    assert {p.suffix for p in (base/'model').iterdir()}<={'.json', '.safetensors', '.jinja'}           # no pickle
+    assert {p.suffix for p in (base/'model').iterdir()}<={'.json', '.safetensors', '.jinja', '.md'}           # no pickle
     assert [r['step'] for r in rows if 'valid_loss' not in r]==[s for s in range(10, 201, 10) if s not in {r['step'] for r in rows if 'valid_loss' in r}]
     assert all({'step', 'tokens', 'loss', 'lr', 'tokens_per_s'}<=set(r) for r in rows)
     assert rows[-1]['tokens']==m['tokens'] and rows[-1]['loss']<rows[0]['loss']-1

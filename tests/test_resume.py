@@ -8,7 +8,7 @@ from lmft.world.facts import World
 from lmft.world.tasks import instruction_rows
 from running import lines, metrics, run
 
-def log(out): return [{k: v for k,v in row.items() if k!='tokens_per_s'} for row in lines(out/'log.jsonl')]
+def log(out): return [{k: v for k,v in row.items() if k not in ('tokens_per_s', 'memory_gb', 'tflops')} for row in lines(out/'log.jsonl')]
 def figures(out): return {k: v for k,v in metrics(out).items() if k!='tokens_per_s'}
 def weights(out): return {p.name: p.read_bytes() for p in (out/'model').glob('*.safetensors')}
 
@@ -21,9 +21,15 @@ def commands(tmp_path_factory):
     (tmp/'asks.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in rows))
     text = ['pretrain', '--data', tmp/'text.jsonl', '--vocab_size', 600, '--seq_len', 32]
     run(*text, '--max_steps', 2, '--out', tmp/'base')
+    ranked = [dict(prompt=r['instruction'], responses=[r['output'], f"{r['output']} no"], ranks=[1, 2]) for r in rows]
+    (tmp/'ranked.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in ranked))
+    run('reward', '--data', tmp/'ranked.jsonl', '--model', tmp/'base', '--max_steps', 2, '--out', tmp/'rm')
     return dict(clm=[*text, '--arch', 'gpt2', '--bs', 8, '--n_acc', 2, '--max_steps', 30],
                 mlm=[*text, '--objective', 'mlm', '--bs', 16, '--max_steps', 30],
-                sft=['sft', '--data', tmp/'asks.jsonl', '--model', tmp/'base', '--method', 'lora', '--seq_len', 128, '--bs', 4, '--epochs', 2])
+                sft=['sft', '--data', tmp/'asks.jsonl', '--model', tmp/'base', '--method', 'lora', '--seq_len', 128, '--bs', 4, '--epochs', 2],
+                best=['sft', '--data', tmp/'asks.jsonl', '--model', tmp/'base', '--seq_len', 128, '--bs', 16, '--epochs', 5, '--lr', 3e-3, '--keep_best'],
+                ppo=['ppo', '--prompts', tmp/'ranked.jsonl', '--model', tmp/'base', '--reward', tmp/'rm', '--max_steps', 4,
+                     '--n', 16, '--bs', 4, '--max_new_tokens', 6])
 
 @pytest.fixture(scope='module')
 def whole(commands, tmp_path_factory):
@@ -32,7 +38,7 @@ def whole(commands, tmp_path_factory):
     for name,argv in commands.items(): run(*argv, '--save_every', 4, '--out', tmp/name)
     return tmp
 
-kills = [pytest.param(name, seed) for name in ('clm', 'mlm', 'sft') for seed in range(10 if os.environ.get('LMFT_SLOW') else 1)]
+kills = [pytest.param(name, seed) for name in ('clm', 'mlm', 'sft', 'best', 'ppo') for seed in range(10 if os.environ.get('LMFT_SLOW') else 1)]
 
 @pytest.mark.parametrize('name, seed', kills)
 def test_killed_and_gone_on(commands, whole, tmp_path, name, seed):
