@@ -19,7 +19,7 @@ from .core import LmftError
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
-from fastai.torch_core import to_device
+from fastai.torch_core import num_distrib, to_device
 from fastcore.basics import noop
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
@@ -70,6 +70,8 @@ def _obstacle(learn):
     head = base_of(model.hf).get_output_embeddings()
     if learn.loss_func.func is not token_loss: return 'the loss is not that of tokens'
     if type(head) is not nn.Linear: return 'the head is not a plain matrix'
+    if num_distrib()>1 and head.weight.requires_grad:
+        return 'several processes only share gradients of what the model itself uses, and now the loss uses the head'
     ids = torch.tensor([i for i in range(4) if i!=base_of(model.hf).config.pad_token_id])
     was = model.training
     inputs,_ = to_device(make_batch([[dict(input_ids=ids, labels=ids)]]), head.weight.device)

@@ -66,3 +66,18 @@ def test_a_fit_that_was_cut_off_leaves_nothing_behind():
 
 def test_same_weights_on_every_run():
     assert weights_hash(fit(FusedLoss()).model)==weights_hash(fit(FusedLoss()).model)
+
+def test_commands_take_the_switches(tmp_path, monkeypatch):
+    "Blocks computed again: the same model bit for bit; compiled: refused in one line where there is no compiler"
+    from running import run
+    data = tmp_path/'text.txt'
+    data.write_text('\n\n'.join(' '.join(words[i%9:i%9+8]) for i in range(40)))
+    args = ['pretrain', '--data', data, '--vocab_size', 300, '--max_steps', 3, '--seq_len', 32, '--device', 'cpu']
+    run(*args, '--out', tmp_path/'a')
+    run(*args, '--out', tmp_path/'b', '--gradient_checkpointing')
+    same = [(tmp_path/d/'model/model.safetensors').read_bytes() for d in 'ab']
+    assert same[0]==same[1]
+    monkeypatch.setenv('PATH', '/nowhere')
+    monkeypatch.setenv('CXX', 'no-such-compiler')
+    assert 'C++ compiler' in run(*args, '--out', tmp_path/'c', '--compile', code=2)
+    assert not (tmp_path/'c').exists()
