@@ -148,6 +148,6 @@ def compile_blocks(
     "The model with compiled blocks, the same code for all lengths; the first steps take long"
     cxx = os.environ.get('CXX', 'g++')
     if not kwargs and not (shutil.which(cxx) or shutil.which('clang++')):
-        raise LmftError(f'torch.compile needs a C++ compiler, but there is no {cxx}; install one, or train without --compile')
+        raise LmftError(f'torch.compile needs a C++ compiler, but {cxx} is not there; install it, or do not compile')
     for b in blocks_of(model): b.compile(dynamic=True, **kwargs)
     return model
