@@ -1,4 +1,6 @@
 "What lesson 07b cannot hold: adapters of a later lesson, and callbacks that come between"
+import json
+
 import pytest, torch
 
 import lmft.adapters
@@ -70,8 +72,8 @@ def test_same_weights_on_every_run():
 def test_commands_take_the_switches(tmp_path, monkeypatch):
     "Blocks computed again: the same model bit for bit; compiled: refused in one line where there is no compiler"
     from running import run
-    data = tmp_path/'text.txt'
-    data.write_text('\n\n'.join(' '.join(words[i%9:i%9+8]) for i in range(40)))
+    data = tmp_path/'text.jsonl'
+    data.write_text(''.join(json.dumps(dict(text=f'{i} '+' '.join(words[i%9:i%9+8])))+'\n' for i in range(40)))
     args = ['pretrain', '--data', data, '--vocab_size', 300, '--max_steps', 3, '--seq_len', 32, '--device', 'cpu']
     run(*args, '--out', tmp_path/'a')
     run(*args, '--out', tmp_path/'b', '--gradient_checkpointing')
