@@ -26,6 +26,7 @@ Modules:
 - `lmft.records`: Files, folders and 🤗 datasets as plain dicts: every public shape recognised, every bad record named
 - `lmft.rlhf`: Let a model answer, let a reward model judge the answers, and make the better ones more probable
 - `lmft.runs`: What every command does around its own work: options are checked, a folder is claimed, figures are left in it
+- `lmft.speed`: Switches that trade time against memory and change nothing else
 - `lmft.tour`: From random weights to a model that answers: the whole way in one call, and one page that shows it
 - `lmft.world.documents`: The world told in nine kinds of text, in a mixture that can be set, by year and by field of work
 - `lmft.world.facts`: A small world whose every truth is known: people, places and things, what holds of them, and since when

@@ -39,6 +39,8 @@ _train = dict(
     on_bad=(str, 'error', 'bad records: error, or skip and list them in bad_records.jsonl'),
     save_every=(int, 100, 'steps between checkpoints'),
     keep_best=(bool, False, 'end with the weights of the epoch that validates best, not with the last'),
+    gradient_checkpointing=(bool, False, 'less memory for about a third more time: blocks are computed twice'),
+    compile=(bool, False, 'torch.compile: first steps that take long, then faster ones; needs a C++ compiler'),
     resume=(bool, False, 'go on with a run that was interrupted, to the same weights'))
 
 # %% ../nbs/20a_runs.ipynb #bb6f53d9
@@ -208,7 +210,7 @@ def write_jsonl(rows, path):
     with atomic_write(path) as f: f.writelines(json.dumps(r, ensure_ascii=False)+'\n' for r in rows)
 
 # %% ../nbs/20a_runs.ipynb #7d98bdd3
-_free_to_change = 'out', 'overwrite', 'resume', 'save_every', 'log'
+_free_to_change = 'out', 'overwrite', 'resume', 'save_every', 'log', 'gradient_checkpointing'
 
 def _same_run(old, new):
     "Refuse to go on with other options, data or versions"
@@ -347,7 +349,11 @@ def run_training(
     from lmft.finetuning import method_cbs
     from lmft.guards import guarded
     from lmft.processes import Processes, in_turn, rank_distrib
+    from lmft.speed import checkpoint_blocks, compile_blocks, loss_cbs
     learn = learner(cbs=[*mixed_precision(precision), Processes(device)])
+    if o.get('gradient_checkpointing'): checkpoint_blocks(learn.model.hf)
+    if o.get('compile'): compile_blocks(learn.model.hf)
+    learn.add_cbs(loss_cbs(learn))
     own = method_cbs.get(o.get('method', '').partition(':')[0])
     if own and not any(isinstance(cb, own) for cb in learn.cbs): learn.add_cb(own())
     config = run_config(o, device, precision, learn.lr)

@@ -1,0 +1,230 @@
+"""One contestant of one bench, in a process of its own: `python bench/contestants.py BENCH WHO FOLDER`.
+
+`run.py` starts these. The last line of the output is JSON: what was done (tokens or pairs), the seconds of the training
+loop alone, and how much memory the process took beyond what it held before the model was made. Nobody imports what another
+one needs.
+"""
+import json, os, sys, tempfile, time, warnings
+from pathlib import Path
+
+warnings.filterwarnings('ignore')
+os.environ |= dict(HF_HUB_OFFLINE='1', KINETO_LOG_LEVEL='99')
+import torch
+import torch.nn.functional as F
+import transformers
+from transformers import LlamaConfig, LlamaForCausalLM
+
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+SMALL,LARGE = dict(width=64, vocab=512, bs=4, seq_len=32, steps=150), dict(width=256, vocab=4096, bs=8, seq_len=256, steps=12)
+
+def llama(width, vocab, depth=4, heads=4):
+    "A Llama with `depth` blocks of `width`, always the same weights"
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab, hidden_size=width, intermediate_size=width*11//4, num_hidden_layers=depth,
+        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=1024, pad_token_id=0, eos_token_id=1, bos_token_id=None))
+
+def timed(train):
+    "Seconds that `train()` takes"
+    start = time.perf_counter()
+    train()
+    return time.perf_counter()-start
+
+# ---------- lmft
+
+def lmft_fit(model, dls, cbs=(), **fit):
+    "A learner with its default callbacks and a log; tokens and seconds"
+    from lmft.callbacks import JsonLines, StepLog, mixed_precision
+    from lmft.learner import lm_learner
+    log = StepLog(10, [JsonLines(Path(tempfile.mkdtemp())/'log.jsonl')])
+    learn = lm_learner(dls, model, cbs=[log, *mixed_precision('fp32'), *cbs])
+    learn.dls.loaders[1] = []                                 # no validation: the others have none
+    with learn.no_bar(), learn.no_logging(): seconds = timed(lambda: learn.fit_cos(**fit))
+    return log.rows[-1]['tokens'], seconds
+
+def blocks(vocab, bs, seq_len, steps):
+    "Random tokens as full rows"
+    torch.manual_seed(1)
+    return torch.randint(9, vocab, (steps*bs, seq_len))
+
+def lmft_blocks(folder, width, vocab, bs, seq_len, steps):
+    import lmft.callbacks                                     # before memory is looked at
+    from lmft.batches import lm_dls
+    exs = [dict(input_ids=r, labels=r) for r in blocks(vocab, bs, seq_len, steps)]
+    dls = lm_dls(exs, exs[:1], None, seq_len, bs=bs)
+    return lambda: lmft_fit(llama(width, vocab), dls, steps=steps)
+
+def lmft_sft(folder, packed):
+    import lmft.callbacks
+    from lmft.batches import fit_length, lm_dls, load_tokenizer, sft_examples
+    from lmft.records import read_records
+    tok = load_tokenizer(folder)
+    exs,_,_ = fit_length(sft_examples(read_records([folder/'instructions.jsonl']), tok), 512)
+    dls = lm_dls(exs, exs[:1], tok, 512, bs=8, packed=packed)
+    return lambda: lmft_fit(llama(256, 4096), dls, n_epoch=1)
+
+def lmft_dpo(folder, method):
+    from lmft.batches import load_tokenizer
+    from lmft.preferences import dpo_dls, dpo_learner
+    tok,rows = load_tokenizer(folder/'dpo'),read_pairs(folder)
+    dls = dpo_dls(rows, rows[:8], tok, bs=8)
+    def train():
+        learn = dpo_learner(dls, llama(256, 4096), method, lr=1e-4)
+        learn.dls.loaders[1] = []
+        with learn.no_bar(), learn.no_logging(): return len(rows), timed(lambda: learn.fit_cos(1))
+    return train
+
+def lmft_saving(folder, every):
+    "Training with a checkpoint every `every` steps: what is done is a step, and the seconds of saving are told apart"
+    from lmft.batches import lm_dls
+    from lmft.checkpoints import Checkpoint
+    exs = [dict(input_ids=r, labels=r) for r in blocks(4096, 8, 128, 200)]
+    dls = lm_dls(exs, exs[:1], None, 128, bs=8)
+    class Timed(Checkpoint):
+        saving = 0.
+        def save(self): self.saving += timed(super().save)
+        def before_fit(self): self.saving += timed(super().before_fit)
+    def train():
+        cb = Timed(Path(tempfile.mkdtemp()), every)
+        seconds = lmft_fit(llama(144, 4096), dls, [cb] if every else [], steps=200)[1]
+        return 200, seconds, dict(saving=cb.saving)
+    return train
+
+# ---------- 🤗 Trainer and TRL
+
+def hf_args(bs, cls=None, **kwargs):
+    "fp32 on the CPU unless told otherwise; nothing saved, nothing reported"
+    kwargs = dict(use_cpu=True, bf16=False, fp16=False) | kwargs
+    return (cls or transformers.TrainingArguments)(tempfile.mkdtemp(), per_device_train_batch_size=bs, report_to='none', save_strategy='no',
+        logging_steps=10, disable_tqdm=True, gradient_checkpointing=False, learning_rate=1e-3, **kwargs)
+
+def hf_train(trainer):
+    "Run a 🤗 trainer; useful (unpadded) tokens and seconds"
+    seen = []
+    def count(m, args, kwargs):
+        mask = kwargs.get('attention_mask')
+        seen.append(kwargs['input_ids'].numel() if mask is None else int(mask.sum()))
+    with trainer.model.register_forward_pre_hook(count, with_kwargs=True): seconds = timed(trainer.train)
+    return sum(seen), seconds
+
+def hf_blocks(folder, width, vocab, bs, seq_len, steps):
+    from datasets import Dataset
+    from transformers import Trainer
+    ids = blocks(vocab, bs, seq_len, steps).tolist()
+    rows = Dataset.from_dict(dict(input_ids=ids, labels=ids))
+    return lambda: hf_train(Trainer(llama(width, vocab), hf_args(bs, max_steps=steps), train_dataset=rows))
+
+def trl_sft(folder, packing):
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+    tok,rows = transformers.AutoTokenizer.from_pretrained(folder),map(json.loads, open(folder/'instructions.jsonl'))
+    rows = Dataset.from_list([dict(prompt=r['messages'][:-1], completion=r['messages'][-1:]) for r in rows])
+    def train():
+        args = hf_args(8, SFTConfig, num_train_epochs=1, max_length=512, packing=packing, dataset_num_proc=1)
+        return hf_train(SFTTrainer(llama(256, 4096), args=args, train_dataset=rows, processing_class=tok))
+    return train
+
+attention = 'q_proj','k_proj','v_proj','o_proj'
+
+def trl_dpo(folder, method):
+    "The reference's log-probabilities are computed beforehand, TRL's fastest way, and not timed; lmft's neither"
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import DPOConfig, DPOTrainer
+    tok = transformers.AutoTokenizer.from_pretrained(folder/'dpo')
+    def turns(r): return {k: [dict(role='user' if k=='prompt' else 'assistant', content=v)] for k,v in r.items()}
+    rows = Dataset.from_list([turns(r) for r in read_pairs(folder)])
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules=list(attention), task_type='CAUSAL_LM') if method=='lora' else None
+    def train():
+        args = hf_args(8, DPOConfig, num_train_epochs=1, max_length=None, precompute_ref_log_probs=True, precompute_ref_batch_size=8)
+        trainer = DPOTrainer(llama(256, 4096), args=args, train_dataset=rows, processing_class=tok, peft_config=lora)
+        return len(rows), timed(trainer.train)
+    return train
+
+def read_pairs(folder): return [json.loads(l) for l in open(folder/'pairs.jsonl')]
+
+# ---------- torch alone
+
+def raw_blocks(folder, width, vocab, bs, seq_len, steps):
+    "The shortest honest loop: fused AdamW, clipping, all logits"
+    batches = blocks(vocab, bs, seq_len, steps).split(bs)
+    def loop(model):
+        opt = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+        model.train()
+        for ids in batches:
+            logits = model(input_ids=ids, use_cache=False).logits
+            loss = F.cross_entropy(logits[:,:-1].flatten(0, 1), ids[:,1:].flatten())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
+            opt.step()
+            opt.zero_grad()
+            loss.item()
+    def train():
+        model = llama(width, vocab)
+        return steps*bs*seq_len, timed(lambda: loop(model))
+    return train
+
+def big_vocabulary(folder, way):
+    "Loss and gradients for 4,096 positions of width 512, a quarter of them labelled, vocabulary 128,000"
+    from transformers.loss.loss_utils import ForCausalLMLoss
+    if way=='lmft': from lmft.speed import head_loss
+    torch.manual_seed(0)
+    n,width,vocab = 4096,512,128_000
+    head = torch.nn.Linear(width, vocab, bias=False)
+    h,y,keep = torch.randn(n, width, requires_grad=True),torch.randint(vocab, (n,)),torch.arange(n)%4==0
+    ways = {'HF default': lambda: ForCausalLMLoss(head(h), None, vocab, shift_labels=y.where(keep, -100)),
+            'targets alone': lambda: F.cross_entropy(head(h[keep]), y[keep]),
+            'lmft': lambda: head_loss(h[keep], head, y[keep])/keep.sum()}
+    def train():
+        seconds = timed(lambda: ways[way]().backward())
+        return n, seconds, dict(grad_norm=head.weight.grad.norm().item())
+    return train
+
+# ---------- the benches
+
+def of(f, *args, **kwargs): return lambda folder: f(folder, *args, **kwargs)
+def on_blocks(size): return {'lmft': of(lmft_blocks, **size), 'HF Trainer': of(hf_blocks, **size), 'raw loop': of(raw_blocks, **size)}
+def on_pairs(method): return {'lmft': of(lmft_dpo, method), 'TRL': of(trl_dpo, method)}
+
+benches = {
+    'a step of a 4x64 model': on_blocks(SMALL),
+    'pretraining a 4x256 model': on_blocks(LARGE),
+    'SFT on mixed lengths': {'lmft': of(lmft_sft, False), 'lmft, packed': of(lmft_sft, True), 'TRL': of(trl_sft, False),
+                             'TRL, packed': of(trl_sft, True)},
+    'DPO, full': on_pairs('full'), 'DPO, LoRA': on_pairs('lora'),
+    'loss at vocabulary 128k': {w: of(big_vocabulary, w) for w in ('lmft', 'targets alone', 'HF default')},
+    'checkpoints': {'every 100 steps': of(lmft_saving, 100), 'none': of(lmft_saving, 0)}}
+
+def memory(key):
+    "VmRSS, what the process holds, or VmHWM, the most it held, in MiB; None where there is no /proc"
+    try: return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith(key))/1024
+    except OSError: return None
+
+def forget_peak():
+    try: Path('/proc/self/clear_refs').write_text('5')
+    except OSError: pass
+
+def profile_of(train):
+    "Shares of the time by kind of work, of the first contestants' loops"
+    from torch.profiler import ProfilerActivity, profile
+    with profile(activities=[ProfilerActivity.CPU]) as p: seconds = train()[1]
+    kinds = {'matrix products': ('aten::mm', 'aten::addmm', 'aten::bmm'), 'attention': ('scaled_dot',), 'optimiser': ('adam',),
+             'loss': ('softmax', 'nll'), 'other torch': ('aten::',)}
+    found = dict.fromkeys(kinds, 0.)
+    for e in p.key_averages():
+        kind = next((k for k,names in kinds.items() if any(n in e.key for n in names)), None)
+        if kind and e.key.startswith('aten::'): found[kind] += e.self_cpu_time_total/1e6
+    return dict(shares={**{k: v/seconds for k,v in found.items()}, 'Python': max(0., 1-sum(found.values())/seconds)})
+
+def main(bench, who, folder, *how):
+    train = benches[bench][who](Path(folder))
+    if 'profile' in how: return profile_of(train)
+    forget_peak()
+    before = memory('VmRSS')
+    done,seconds,*more = train()
+    return dict(done=done, seconds=seconds, peak_mib=before and memory('VmHWM')-before, **(more[0] if more else {}))
+
+if __name__=='__main__':
+    out,sys.stdout = sys.stdout,open(os.devnull, 'w')
+    result = main(*sys.argv[1:])
+    print(json.dumps(result), file=out)

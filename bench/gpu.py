@@ -1,0 +1,106 @@
+"""The same comparison on one CUDA GPU, at sizes that are used: `python bench/gpu.py [--out bench/results/gpu.json]`.
+
+GPT-2 of 124 million parameters is pretrained, and Qwen3-shaped models of 0.6 and 1.7 billion are tuned, in full and with
+LoRA, on rows of random tokens, with random weights: speed and memory do not depend on what they are. bfloat16 autocast
+everywhere. MFU is 6 N tokens/s over the peak of the device in bfloat16 (4 N with LoRA, as frozen weights get no gradient),
+N being the parameters without the table of token vectors; attention is not counted.
+NOT YET RUN: it was written where there is no GPU.
+"""
+import argparse, json, os, statistics, subprocess, sys
+from importlib.metadata import version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import torch
+import transformers
+from contestants import attention, hf_args, timed
+
+peaks = {'B200': 2250, 'H200': 989, 'H100': 989, 'A100': 312, 'L40S': 362, 'L4': 121}                # dense bfloat16 TFLOP/s
+qwen = dict(num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, head_dim=128, vocab_size=151_936, tie_word_embeddings=True)
+shapes = {'GPT-2 124M': lambda: transformers.GPT2Config(),
+          'Qwen3 0.6B': lambda: transformers.Qwen3Config(hidden_size=1024, intermediate_size=3072, **qwen),
+          'Qwen3 1.7B': lambda: transformers.Qwen3Config(hidden_size=2048, intermediate_size=6144, **qwen)}
+jobs = [('GPT-2 124M', 'full', 16, 1024), ('Qwen3 0.6B', 'full', 8, 1024), ('Qwen3 0.6B', 'lora', 8, 1024),
+        ('Qwen3 1.7B', 'full', 4, 1024), ('Qwen3 1.7B', 'lora', 4, 1024)]
+steps = 30
+
+def model_of(shape, method):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(shapes[shape](), dtype=torch.float32)
+    if method=='full': return model.cuda()
+    from peft import LoraConfig, get_peft_model
+    return get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=list(attention), task_type='CAUSAL_LM')).cuda()
+
+def lmft(model, ids, bs):
+    "With the loss for big vocabularies, as the commands choose it"
+    from lmft.batches import lm_dls
+    from lmft.callbacks import mixed_precision
+    from lmft.learner import lm_learner
+    from lmft.speed import loss_cbs
+    exs = [dict(input_ids=r, labels=r) for r in ids]
+    learn = lm_learner(lm_dls(exs, exs[:1], None, ids.shape[1], bs=bs, device='cuda'), model, cbs=mixed_precision('bf16'))
+    learn.add_cbs(loss_cbs(learn))
+    learn.dls.loaders[1] = []
+    with learn.no_bar(), learn.no_logging(): learn.fit_cos(1)
+
+def peer(trl):
+    def train(model, ids, bs):
+        from datasets import Dataset
+        if trl: from trl import SFTConfig as Config, SFTTrainer as Trainer
+        else: from transformers import Trainer, TrainingArguments as Config
+        rows,kw = ids.tolist(),dict(use_cpu=False, bf16=True, num_train_epochs=1)
+        more = dict(max_length=None) if trl else {}
+        args = hf_args(bs, Config, **kw, **more)
+        tok = dict(processing_class=transformers.PreTrainedTokenizerFast(tokenizer_object=_no_tokenizer(), pad_token='0', eos_token='1')) if trl else {}
+        Trainer(model, args, train_dataset=Dataset.from_dict(dict(input_ids=rows, labels=rows)), **tok).train()
+    return train
+
+def _no_tokenizer():
+    from tokenizers import Tokenizer, models
+    return Tokenizer(models.WordLevel({'0': 0, '1': 1}, '0'))
+
+contestants = {'lmft': lmft, 'HF Trainer': peer(False), 'TRL': peer(True)}
+
+def one(shape, method, bs, seq_len, who):
+    "Tokens a second after a warm-up, memory and MFU; `None` where memory does not suffice"
+    model = model_of(shape, method)
+    n = sum(p.numel() for p in model.parameters())-(0 if shapes[shape]().tie_word_embeddings else model.get_input_embeddings().weight.numel())
+    ids = torch.randint(9, 50_000, (steps*bs, seq_len))
+    try:
+        contestants[who](model, ids[:3*bs], bs)
+        torch.cuda.reset_peak_memory_stats()
+        def train():
+            contestants[who](model, ids, bs)
+            torch.cuda.synchronize()
+        speed = ids.numel()/timed(train)
+    except torch.cuda.OutOfMemoryError: return dict(tokens_per_s=None, peak_gib=None, mfu=None)
+    peak = next((p for k,p in peaks.items() if k in torch.cuda.get_device_name()), None)
+    return dict(tokens_per_s=speed, peak_gib=torch.cuda.max_memory_allocated()/2**30,
+                mfu=peak and (6 if method=='full' else 4)*n*speed/peak/1e12)
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--runs', type=int, default=3, help='rounds (default: 3)')
+    p.add_argument('--out', default=Path(__file__).parent/'results'/'gpu.json', help='file for the results')
+    p.add_argument('--one', nargs=2, help=argparse.SUPPRESS)
+    o = p.parse_args()
+    if not torch.cuda.is_available(): raise SystemExit('bench/gpu.py needs a CUDA GPU')
+    if o.one:
+        out,sys.stdout = sys.stdout,open(os.devnull, 'w')
+        return print(json.dumps(one(*jobs[int(o.one[0])], o.one[1])), file=out)
+    rows = []
+    for i,(shape,method,bs,seq_len) in enumerate(jobs):
+        got = {who: [] for who in contestants}
+        for _ in range(o.runs):
+            for who in got:
+                out = subprocess.run([sys.executable, __file__, '--one', str(i), who], capture_output=True, text=True)
+                if out.returncode: raise SystemExit(f'{shape}, {method}, {who}:\n{out.stderr[-2000:]}')
+                got[who].append(json.loads(out.stdout.splitlines()[-1]))
+        for who,rs in got.items():
+            middle = {k: statistics.median(r[k] for r in rs) if rs[0][k] is not None else None for k in rs[0]}
+            rows.append(dict(model=shape, method=method, bs=bs, seq_len=seq_len, who=who, **middle))
+            print(rows[-1], flush=True)
+    Path(o.out).write_text(json.dumps(dict(rows=rows, device=torch.cuda.get_device_name(), runs=o.runs,
+                                           versions={k: version(k) for k in ('lmft', 'torch', 'transformers', 'trl')}), indent=1))
+
+if __name__=='__main__': main()

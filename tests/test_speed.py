@@ -1,0 +1,85 @@
+"What lesson 07b cannot hold: adapters of a later lesson, and callbacks that come between"
+import json
+
+import pytest, torch
+
+import lmft.adapters
+from lmft.batches import clm_examples, lm_dls, make_batch, train_tokenizer
+from lmft.callbacks import SampleText, mixed_precision
+from lmft.checkpoints import weights_hash
+from lmft.core import LmftError, set_seed
+from lmft.learner import HFModel, lm_learner, token_loss
+from lmft.models import new_model, trainable
+from lmft.speed import FusedLoss, checkpoint_blocks, compile_blocks
+
+words = 'the cat and a dog sat on my mat while ice cream melted slowly in that warm sun of June'.split()
+tok = train_tokenizer([' '.join(words)], 300)
+
+def grads(method, prepare, arch='llama'):
+    set_seed(0)
+    model = trainable(new_model(tok, arch=arch, seq_len=64), method)
+    for n,p in model.named_parameters():
+        if p.requires_grad and 'bottleneck' in n: torch.nn.init.normal_(p, std=.05)
+    model = HFModel(prepare(model)).train()
+    rows = [[dict(input_ids=ids, labels=ids)] for ids in torch.randint(9, len(tok), (3, 20))]
+    inputs,y = make_batch(rows, packed=method!='prompt:4')
+    token_loss(model(inputs), y).mean().backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+@pytest.mark.parametrize('method', ['seq_adapter:4', 'par_adapter:4', 'prompt:4', 'lora:4'])
+@pytest.mark.parametrize('arch', ['llama', 'gpt2', 'bert'])
+def test_blocks_computed_again_give_the_same_gradients(method, arch):
+    if (method, arch)==('prompt:4', 'bert'): pytest.skip('peft has no soft prompt for masked models that trains')
+    a,b = grads(method, lambda m: m, arch),grads(method, checkpoint_blocks, arch)
+    assert a.abs().max()>0 and torch.equal(a, b)
+
+@pytest.mark.parametrize('method', ['seq_adapter:4', 'par_adapter:4'])
+def test_compiled_blocks_with_adapters(method):
+    a,b = (grads(method, f) for f in (lambda m: m, lambda m: compile_blocks(m, backend='aot_eager')))
+    assert torch.allclose(a, b, atol=1e-5)
+
+def test_prefix_is_refused():
+    with pytest.raises(LmftError, match='does not go with prefix'): checkpoint_blocks(trainable(new_model(tok), 'prefix'))
+
+def fit(*cbs, prompts=('the cat',)):
+    exs = clm_examples([dict(text=' '.join(words[i:i+8])) for i in range(10)]*4, tok, 32)
+    set_seed(0)
+    sample = SampleText(tok, list(prompts), every=1, max_new_tokens=4)
+    learn = lm_learner(lm_dls(exs, exs[:4], tok, 32, bs=2, n_acc=2, device='cpu'), new_model(tok), lr=1e-3, cbs=[sample, *cbs])
+    with learn.no_bar(), learn.no_logging(): learn.fit_cos(steps=3)
+    return learn
+
+def test_text_is_sampled_between_steps_with_all_logits():
+    plain,fused = fit(),fit(FusedLoss())
+    assert plain.sample_text.samples==fused.sample_text.samples
+    assert abs(plain.final_record[0]-fused.final_record[0])<1e-4
+
+def test_half_precision_stays_with_the_plain_loss_to_its_rounding():
+    plain,fused = fit(*mixed_precision('bf16')),fit(FusedLoss(), *mixed_precision('bf16'))
+    assert abs(plain.final_record[0]-fused.final_record[0])<2e-2
+
+def test_a_fit_that_was_cut_off_leaves_nothing_behind():
+    learn = fit(FusedLoss())
+    learn.fused_loss.before_fit()                                  # and no after_fit, as when the user stops a cell
+    whole = learn.validate()[0]
+    learn.fused_loss.before_fit()
+    learn.fused_loss.after_fit()
+    assert learn.validate()[0]==whole and learn.loss_func.func is token_loss and '_logits' not in vars(learn.model)
+
+def test_same_weights_on_every_run():
+    assert weights_hash(fit(FusedLoss()).model)==weights_hash(fit(FusedLoss()).model)
+
+def test_commands_take_the_switches(tmp_path, monkeypatch):
+    "Blocks computed again: the same model bit for bit; compiled: refused in one line where there is no compiler"
+    from running import run
+    data = tmp_path/'text.jsonl'
+    data.write_text(''.join(json.dumps(dict(text=f'{i} '+' '.join(words[i%9:i%9+8])))+'\n' for i in range(40)))
+    args = ['pretrain', '--data', data, '--vocab_size', 300, '--max_steps', 3, '--seq_len', 32, '--device', 'cpu']
+    run(*args, '--out', tmp_path/'a')
+    run(*args, '--out', tmp_path/'b', '--gradient_checkpointing')
+    same = [(tmp_path/d/'model/model.safetensors').read_bytes() for d in 'ab']
+    assert same[0]==same[1]
+    monkeypatch.setenv('PATH', '/nowhere')
+    monkeypatch.setenv('CXX', 'no-such-compiler')
+    assert 'C++ compiler' in run(*args, '--out', tmp_path/'c', '--compile', code=2)
+    assert not (tmp_path/'c').exists()
