@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lmft.core import atomic_write
 
-train = """import sys; from lmft.cli import main; sys.exit(main(sys.argv[1:]))"""
+train = 'import sys; from lmft.cli import main; sys.exit(main(sys.argv[1:]))'
 lists = """import sys
 from lmft.batches import clm_examples, lm_dls, train_tokenizer
 from lmft.records import read_records
@@ -48,7 +48,8 @@ def measure(kind, mb):
         text,valid = (Path(tmp)/f"{name}.{'txt' if kind=='txt' else 'jsonl'}" for name in ('text', 'valid'))
         write_text(text, mb*10**6)
         write_text(valid, 10**5)
-        command = ['pretrain', '--data', text, '--valid', valid, '--vocab_size', 1024, '--bs', 4, '--max_steps', 10, '--out', f'{tmp}/out']
+        command = ['pretrain', '--data', text, '--valid', valid, '--out', f'{tmp}/out', '--vocab_size', 1024, '--bs', 4,
+                   '--max_steps', 10]
         argv = [lists, text, valid] if kind=='lists' else [train, *command]
         found = peaks([str(a) for a in argv], LMFT_CACHE=tmp+'/cache')
         return dict(kind=kind, mb=mb, **found, disk_mb=sum(p.stat().st_size for p in Path(tmp).glob('cache/*/*'))//10**6)
@@ -64,6 +65,6 @@ def main():
         if any((r['kind'], r['mb'])==(kind, mb) for r in rows): continue
         rows.append(measure(kind, mb))
         print(rows[-1], flush=True)
-        with atomic_write(o.out) as f: json.dump(dict(command='python bench/memory.py', rows=rows), f, indent=1)
+        with atomic_write(o.out) as f: json.dump(dict(command=' '.join(['python', *sys.argv]), rows=rows), f, indent=1)
 
 if __name__=='__main__': main()

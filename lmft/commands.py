@@ -89,10 +89,10 @@ def _pretrain_masked(o, out, device, precision, texts, model, tok, kw, lr, bad):
     from lmft.ondisk import tokens_on_disk
     from lmft.pretraining import TermAccuracy, masked_dls, mlm_dls, mlm_examples, mlm_nsp_loss
     nsp,seq_len = o['objective']=='mlm+nsp',kw.pop('seq_len')
-    refuse(examine(_of_answers, train=texts[0], valid=texts[1], tok=tok, model=model, method='full', lr=lr, precision=precision,
-                   device=device, seq_len=o['seq_len']))
+    refuse(examine(_of_answers, train=texts[0], valid=texts[1], tok=tok, model=model, method='full', lr=lr,
+                   precision=precision, device=device, seq_len=o['seq_len']))
     metrics = [TermAccuracy(i, name) for i,name in enumerate(['masked_accuracy', 'nsp_accuracy'][:1+nsp])]
-    if nsp: dls = mlm_dls(*texts, tok, seq_len, nsp=True, **kw)                      # pairs are drawn from all of the text
+    if nsp: dls = mlm_dls(*texts, tok, seq_len, nsp=True, **kw)               # pairs are drawn from all of the text
     else: dls = masked_dls(*(tokens_on_disk(t, tok, seq_len, mlm_examples) for t in texts), tok, **kw)
     learner = partial(lm_learner, dls, model, mlm_nsp_loss if nsp else token_loss, metrics, lr)
     return run_training(o, out, device, precision, tok, learner, bad)

@@ -102,7 +102,7 @@ def _key(record):
     "A hash of what a record says, whatever its case and blank space"
     return hash(' '.join(' '.join(_texts(record)).lower().split()))
 
-def _keys(records): return np.fromiter(map(_key, records), np.int64)
+def _keys(records): return np.fromiter(map(_key, records), np.int64, len(records))
 
 def _repeats(keys):
     "Is any key there twice? Needs little memory for what is seldom so"

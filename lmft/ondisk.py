@@ -47,7 +47,8 @@ def _small(a):
 
 def _checksum(arrays):
     total = 0
-    for name,a in sorted(arrays.items()): total = zlib.crc32(a, zlib.crc32(f'{name} {a.dtype} {a.shape}'.encode(), total))
+    for name,a in sorted(arrays.items()):
+        total = zlib.crc32(a, zlib.crc32(f'{name} {a.dtype} {a.shape}'.encode(), total))
     return str(total)
 
 # %% ../nbs/03b_ondisk.ipynb #8785ff49
@@ -161,7 +162,7 @@ def cache_dir() -> Path:
 
 def _hash(*parts): return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
-def _code(*modules): return [(files('lmft')/f'{m}.py').read_text() for m in ('ondisk', *modules)]
+def _code(*modules): return shard_bytes,[(files('lmft')/f'{m}.py').read_text() for m in ('ondisk', *modules)]
 
 # %% ../nbs/03b_ondisk.ipynb #0f2b8c4e
 def _line(record): return np.frombuffer(json.dumps(record, ensure_ascii=False).encode(), np.uint8)
@@ -204,7 +205,11 @@ def text_examples(
     return [dict(input_ids=i, labels=i) for i in rows]
 
 # %% ../nbs/03b_ondisk.ipynb #1a5f5b54
-def clm_pieces(records, tok, seq_len):
+def clm_pieces(
+    records:list,  # Records {'text': str}
+    tok,           # Tokenizer
+    seq_len:int,   # Most tokens of an example, at least 2
+) -> list:
     "The examples of `clm_examples`, of many records at once"
     if seq_len<2: raise LmftError(f'seq_len is {seq_len}; a row needs at least 2 tokens, one to predict the other')
     return [p for e in text_examples(records, tok) for p in chop(e, seq_len) if len(p['input_ids'])>1]

@@ -432,6 +432,6 @@ def ask_doctor(o, device, precision, train, valid, train_examples, valid_example
                 packed=True, skip=()):
     "Refuse what would train wrongly"
     from lmft.doctor import examine, refuse
-    refuse(examine(skip, train=train, valid=valid, train_examples=train_examples, valid_examples=valid_examples, tok=tok,
-                   model=model, method=method, lr=lr, precision=precision, device=device, packed=packed,
+    refuse(examine(skip, train=train, valid=valid, train_examples=train_examples, valid_examples=valid_examples,
+                   tok=tok, model=model, method=method, lr=lr, precision=precision, device=device, packed=packed,
                    seq_len=o['seq_len']))
