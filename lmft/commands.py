@@ -512,7 +512,7 @@ def doctor(**o):
 
 def estimate(**o):
     "Say what a run would take: parameters, peak memory and time, without training"
-    import lmft.adapters, lmft.finetuning
+    import lmft.adapters
     from lmft.estimate import estimate as of, memory_at_hand, report
     o = complete('estimate', o)
     check_options(o)

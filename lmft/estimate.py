@@ -17,7 +17,7 @@ from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
-from .core import LmftError, dtypes, pick_device, pick_precision, set_seed
+from .core import LmftError, dtypes, pick_device, pick_precision
 from .batches import check_folder, lm_dls
 from .callbacks import mixed_precision
 from .learner import AdamW, HFModel, TermLoss, lm_learner, token_loss
@@ -29,8 +29,7 @@ from fastai.callback.core import Callback
 from fastcore.basics import patch
 from peft import PeftConfig
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.benchmark import Timer
@@ -39,8 +38,8 @@ from transformers import AutoConfig
 
 # %% ../nbs/08b_estimate.ipynb #899447cc
 _aten = torch.ops.aten
-_attention = {_aten._scaled_dot_product_flash_attention_for_cpu: _aten._scaled_dot_product_flash_attention,
-              _aten._scaled_dot_product_flash_attention_for_cpu_backward: _aten._scaled_dot_product_flash_attention_backward}
+_sdpa = '_scaled_dot_product_flash_attention'
+_on_gpu = {getattr(_aten, f'{_sdpa}_for_cpu{way}'): getattr(_aten, _sdpa+way) for way in ('', '_backward')}
 
 class Meter(TorchDispatchMode):
     "Live bytes by phase, their peak, and the work of all operations within the block"
@@ -89,7 +88,7 @@ def _free(self:Meter, key, n, phase):
 
 @patch
 def _work(self:Meter, func, args, kwargs, out, writes):
-    name = _attention.get(func._overloadpacket, func._overloadpacket)
+    name = _on_gpu.get(func._overloadpacket, func._overloadpacket)
     self.n_ops += 1
     if name in flop_registry: self.flops += flop_registry[name](*args, **kwargs, out_val=out)
     elif writes: self.moved += sum(t.nbytes for t in tree_leaves((args, kwargs, out)) if torch.is_tensor(t))
@@ -100,7 +99,8 @@ def _config(model, arch, vocab_size, seq_len):
     if model in sizes:
         if arch not in archs: raise LmftError(f"architecture '{arch}' is unknown; use one of {', '.join(archs)}")
         ids = dict.fromkeys(('pad_token_id', 'bos_token_id', 'eos_token_id'))
-        return AutoConfig.for_model(arch, **archs[arch](**sizes[model], seq_len=max(1024, seq_len)), vocab_size=vocab_size, **ids)
+        shape = archs[arch](**sizes[model], seq_len=max(1024, seq_len))
+        return AutoConfig.for_model(arch, **shape, vocab_size=vocab_size, **ids)
     check_folder(model)
     try: return AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as e:
@@ -111,7 +111,7 @@ def _without_weights(model, method, head, arch, vocab_size, seq_len):
     model,adapter = str(model),None
     if (Path(model)/'adapter_config.json').exists():
         adapter = PeftConfig.from_pretrained(model)
-        model = adapter.base_model_name_or_path
+        model,adapter.inference_mode = adapter.base_model_name_or_path,False
     config = _config(model, arch, vocab_size, seq_len)
     places = getattr(config, 'max_position_embeddings', None) or seq_len
     if seq_len>places: raise LmftError(f'seq_len is {seq_len}, but the model has {places} positions; take shorter rows')
@@ -130,8 +130,8 @@ def _fake_batch(model, bs, seq_len, n_kept, device):
     def ints(*shape): return torch.zeros(*shape, dtype=torch.long, device=device)
     b = dict(input_ids=ints(bs, seq_len), position_ids=ints(bs, seq_len), keep=ints(bs, seq_len).bool())
     kind = type(base_of(model.hf)).__name__
-    if 'ForCausalLM' in kind and not virtual_tokens(model.hf) or 'Mask' in kind or 'PreTraining' in kind: pass
-    else: b['attention_mask'] = ints(bs, seq_len)
+    packed = any(k in kind for k in ('CausalLM', 'LMHead', 'Mask', 'PreTraining')) and not virtual_tokens(model.hf)
+    if not packed: b['attention_mask'] = ints(bs, seq_len)
     if model.spans: return b, ints(2*bs)
     return (b, ints(n_kept), ints(bs)) if 'PreTraining' in kind else (b, ints(n_kept))
 
@@ -201,7 +201,7 @@ def estimate(
     device = pick_device(str(device))
     precision = pick_precision(precision, device)
     with torch.device('meta'): hf = _without_weights(model, method, head, arch, vocab_size, seq_len)
-    if labelled is None: labelled = .15 if 'Mask' in type(base_of(hf)).__name__ else 1.
+    if labelled is None: labelled = .15 if any(k in type(base_of(hf)).__name__ for k in ('Mask', 'PreTraining')) else 1.
     try: m = rehearse(hf, bs, seq_len, n_acc, labelled, precision, device.type)
     except (DataDependentOutputException, DynamicOutputShapeException) as e:
         raise LmftError(f'{model}: what this model does depends on the content of its inputs ({e.func}); '
@@ -307,11 +307,13 @@ def report(
 ) -> list:       # Of str
     "An estimate in lines, and what to change if it does not fit"
     def mib(n): return f'{n/2**20:,.0f} MiB'
-    parts = ', '.join(f'{k} {mib(found[k])}' for k in ('weights', 'optimizer', 'activations', 'gradients') if k in found)
+    parts = {k: mib(found[k]) for k in ('weights', 'optimizer', 'activations', 'gradients') if k in found}
     units = dict(flops='{:.3g}', seconds_per_step='{:.3g}', seconds='{:.0f}')
     lines = [f'{k}: '+units.get(k, '{}').format(v) for k,v in found.items() if k!='peak' and k not in parts]
-    lines += [f"peak_memory: {mib(found['peak'])} ({parts})", f'memory_at_hand: {mib(limit)}']
+    lines += [f"peak_memory: {mib(found['peak'])} ({', '.join(f'{k} {v}' for k,v in parts.items())})",
+              f'memory_at_hand: {mib(limit)}']
     if found['peak']<=limit: return lines
     change,e = mend(limit, **settings) or ({}, None)
     how = ' '.join(f'--{k} {v}' for k,v in change.items())
-    return lines+[f"does not fit; {how} would: {mib(e['peak'])}" if e else 'does not fit, nor would smaller batches or lora']
+    return lines+[f"does not fit; {how} would: {mib(e['peak'])}" if e else
+                  'does not fit, nor would smaller batches or lora']
