@@ -10,6 +10,7 @@ Modules:
 - `lmft.commands`: Pretraining, tuning and all that follows, each as one function that a shell can call
 - `lmft.core`: Sizes, seeds, devices, precision, errors that name the line, writes that cannot be half done, and the ledger of claims
 - `lmft.doctor`: Twenty faults that train without an error and come out wrong, found before the first step
+- `lmft.estimate`: Parameters, peak memory and time of a run before it starts, from a rehearsal without a single number
 - `lmft.evaluation`: What a model does with tasks it was not trained on, and how far a left-out task is from a left-out kind of task
 - `lmft.extraction`: Labels on words and on spans: named entities, and answers that stand in a text or are written
 - `lmft.finetuning`: Classes for texts, a style for a model: what a head, a few blocks or all weights learn, and what they forget

@@ -9,7 +9,7 @@ Docs: https://lmft-org.github.io/lmft/commands.html.md"""
 
 # %% auto #0
 __all__ = ['pretrain', 'finetune', 'sft', 'merge', 'make', 'evaluate', 'loco', 'collect', 'reward', 'dpo', 'ppo', 'doctor',
-           'world', 'tour', 'generate', 'chat']
+           'estimate', 'world', 'tour', 'generate', 'chat']
 
 # %% ../nbs/20b_commands.ipynb #95cae56b
 import json, sys
@@ -529,6 +529,18 @@ def doctor(**o):
     if o['model']: o['model'] = model_dir(o['model'])
     found = findings_of(**{k: v for k,v in o.items() if k!='command'})
     for f in found: print(f)
+    return found
+
+def estimate(**o):
+    "Say what a run would take: parameters, peak memory and time, without training"
+    import lmft.adapters
+    from lmft.estimate import estimate as of, memory_at_hand, report
+    o = complete('estimate', o)
+    check_options(o)
+    steps = o['max_steps'] or o['tokens'] and -(-o['tokens']//(o['bs']*o['n_acc']*o['seq_len']))
+    asked = {k: v for k,v in o.items() if k not in ('command', 'max_steps', 'tokens')} | dict(model=model_dir(o['model']))
+    found = of(**asked, steps=steps)
+    for line in report(found, memory_at_hand(o['device']), **asked): print(line)
     return found
 
 def world(**o):

@@ -84,6 +84,15 @@ options = dict(
     doctor=dict({k: _train[k] for k in ('data', 'valid', 'seed', 'device', 'precision', 'seq_len', 'lr', 'on_bad')},
                 model=(str, None, 'model that is to be trained; without one, the data alone is looked at'),
                 method=(str, 'full', _methods)),
+    estimate=dict({k: _train[k] for k in ('bs', 'n_acc', 'precision', 'device', 'max_steps')},
+                  model=(str, None, 'tiny, small, folder of a run or of a model, adapter folder, or hub name'),
+                  method=(str, 'full', 'head, '+_methods),
+                  seq_len=(int, 256, 'tokens of a row'),
+                  tokens=(int, None, 'tokens of the run, rounds counted; instead of --max_steps'),
+                  labelled=(float, None, 'share of the tokens that are predicted (default: 0.15 of masked models, else 1)'),
+                  head=(str, None, 'causal, masked, masked+nsp, tokens, rows or spans (default: as the model is)'),
+                  arch=(str, 'llama', 'architecture of tiny or small: llama, qwen3, gpt2 or bert'),
+                  vocab_size=(int, 4096, 'vocabulary of tiny or small')),
     world=dict(_out, n_words=(int, 1_300_000, 'words of the text to pretrain on'),
                rows=(int, 200, 'training rows of each task')),
     tour=dict(size=(str, 'cpu', 'smoke, cpu or gpu'), **{k: v for k,v in _out.items() if k!='device'}))
@@ -131,7 +140,7 @@ required = dict(pretrain=['data', 'out'], finetune=['task', 'data', 'model', 'ou
                 evaluate=['tasks', 'model', 'out'], loco=['tasks', 'model', 'out'],
                 collect=['prompts', 'model', 'out'], reward=['data', 'model', 'out'], dpo=['data', 'model', 'out'],
                 ppo=['prompts', 'model', 'reward', 'out'], generate=['model'], chat=['model'],
-                doctor=['data'], world=['out'], tour=['out'])
+                doctor=['data'], estimate=['model'], world=['out'], tour=['out'])
 
 # %% ../nbs/20a_runs.ipynb #2130a8f4
 _shared = 'pretrain', 'finetune', 'sft', 'reward', 'dpo'  # Commands that several processes can run together
@@ -161,7 +170,7 @@ def check_options(o):
     "Refuse options that cannot work, in one line"
     from lmft.core import LmftError, pick_device, pick_precision
     for k in ('epochs', 'max_steps', 'bs', 'n_acc', 'seq_len', 'lr', 'max_new_tokens', 'n_words', 'rows', 'n',
-              'rouge', 'beta', 'save_every'):
+              'rouge', 'beta', 'save_every', 'tokens', 'vocab_size'):
         if o.get(k) is not None and not o[k]>0: raise LmftError(f'--{k} is {o[k]}; it must be more than 0')
     for k,allowed in _allowed.items():
         if o.get(k) is not None and o[k] not in allowed:
@@ -170,6 +179,8 @@ def check_options(o):
         if o.get(k, 0)<0: raise LmftError(f'--{k} is {o[k]}; it must be 0 or more')
     if not 0<=o.get('temperature', 0.): raise LmftError(f"--temperature is {o['temperature']}; it must be 0 or more")
     if not 0<o.get('top_p', 1.)<=1: raise LmftError(f"--top_p is {o['top_p']}; it must be above 0 and at most 1")
+    if o.get('labelled') is not None and not 0<o['labelled']<=1:
+        raise LmftError(f"--labelled is {o['labelled']}; it must be above 0 and at most 1")
     device = pick_device(o['device'])
     precision = pick_precision(o['precision'], device) if 'precision' in o else 'fp32'
     if int(os.environ.get('WORLD_SIZE', 1))>1:

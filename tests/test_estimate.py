@@ -1,0 +1,42 @@
+"What a run takes, told before and measured after, and the command that tells it"
+import pytest
+import lmft.adapters
+from lmft.core import LmftError
+from lmft.estimate import estimate, measure
+from running import run
+
+small = dict(model='small', device='cpu', steps=2, seq_len=128)
+runs = [small | o for o in (dict(arch='llama'), dict(arch='gpt2', method='lora', n_acc=2), dict(arch='bert', bs=16),
+                            dict(arch='llama', vocab_size=32000, bs=4),
+                            dict(arch='qwen3', method='last:2', seq_len=256))]
+
+@pytest.fixture(scope='module')
+def pairs(): return [*zip([estimate(**r) for r in runs], measure(runs))]
+
+@pytest.mark.parametrize('i', range(len(runs)))
+def test_peak(pairs, i):
+    told,found = pairs[i]
+    assert told['peak']>100*2**20 and .85<told['peak']/found['peak']<1.15
+
+@pytest.mark.parametrize('i', range(len(runs)))
+def test_time(pairs, i):
+    told,found = pairs[i]
+    assert 1/4<told['seconds_per_step']/found['seconds_per_step']<4               # others may use the machine, too
+
+def test_failed_run():
+    with pytest.raises(LmftError, match='a run failed'): measure([dict(small, method='nonsense')])
+
+def figures(text): return dict(l.split(': ', 1) for l in text.splitlines())
+
+def test_command():
+    said = figures(run('estimate', '--model', 'tiny', '--bs', 2, '--seq_len', 32, '--n_acc', 3, '--tokens', 1000))
+    told = estimate('tiny', bs=2, seq_len=32, n_acc=3)
+    assert int(said['total_params'])==told['total_params'] and said['tokens_per_step']=='192' and said['steps']=='6'
+    assert said['peak_memory'].startswith(f"{told['peak']/2**20:,.0f} MiB") and 'memory_at_hand' in said
+
+@pytest.mark.parametrize('argv,says', [
+    (['--bs', 8], '--model'), (['--model', 'tiny', '--bs', 0], '--bs is 0'), (['--model', 'tiny', '--seq', 8], '--seq'),
+    (['--model', 'tiny', '--method', 'nonsense'], 'nonsense'), (['--model', './nowhere'], 'no such folder'),
+    (['--model', 'tiny', '--labelled', 2], '--labelled is 2'), (['--model', 'tiny', '--head', 'tail'], "head 'tail'"),
+    (['--model', 'tiny', '--arch', 't9'], "--arch is 't9'")])
+def test_refused(argv, says): assert says in run('estimate', *argv, code=2)
