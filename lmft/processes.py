@@ -39,7 +39,7 @@ def join_processes(
     if num_distrib()<2: return
     for name in ('FSDP', 'DEEPSPEED', 'MEGATRON_LM'):
         if os.environ.get(f'ACCELERATE_USE_{name}', 'false').lower()=='true':
-            raise LmftError(f'the accelerate config asks for {name}, which divides the model; lmft divides rows: use DDP')
+            raise LmftError(f'the accelerate config asks for {name}, which divides the model; use DDP')
     cpu = torch.device(device or pick_device()).type=='cpu'
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True)              # some wait their turn
     both = InitProcessGroupKwargs(backend='gloo' if cpu else 'cuda:nccl,cpu:gloo')     # metrics are summed on the CPU
@@ -87,7 +87,7 @@ class Processes(Callback):
 
     def after_create(self):
         if not self.accelerator or not (self.rank or self.accelerator.state.fork_launched): return
-        self.learn.remove_cbs(ProgressCallback)                             # a fork of a notebook has no page to draw on
+        self.learn.remove_cbs(ProgressCallback)                          # a fork of a notebook has no page to draw on
         self.learn.logger = noop
     def before_fit(self): self.run = self.accelerator is not None and not hasattr(self.learn, 'gather_preds')
 
