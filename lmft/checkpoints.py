@@ -203,8 +203,7 @@ def save(self:Checkpoint):
     smooth,scaler,log = learn.recorder.smooth_loss,getattr(learn, 'precision', None),getattr(learn, 'step_log', None)
     rng = _of_all(rng_state())
     if rank_distrib(): return                                                                # one writes for all
-    state = dict(begun_with=self.begun_with, processes=len(rng), n_epoch=self.n_epoch,
-                 n_iter=len(self.dls.train), epoch=self.epoch,
+    state = dict(begun_with=self.begun_with, processes=len(rng), n_epoch=self.n_epoch, n_iter=len(self.dls.train), epoch=self.epoch,
                  iter=step-self.epoch_start, train_iter=step, pct_train=learn.pct_train, data=self.data,
                  rng=rng, lrs=[float(h['lr']) for h in learn.opt.hypers],
                  smooth=[smooth.count, float(smooth.val)], scaler=scaler and scaler.scaler.state_dict(),
