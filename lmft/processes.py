@@ -39,7 +39,7 @@ def join_processes(
     if num_distrib()<2: return
     for name in ('FSDP', 'DEEPSPEED', 'MEGATRON_LM'):
         if os.environ.get(f'ACCELERATE_USE_{name}', 'false').lower()=='true':
-            raise LmftError(f'the accelerate config asks for {name}; lmft shares the rows of a step, not the model: use DDP')
+            raise LmftError(f'the accelerate config asks for {name}, which divides the model; use DDP')
     cpu = torch.device(device or pick_device()).type=='cpu'
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True)              # some wait their turn
     both = InitProcessGroupKwargs(backend='gloo' if cpu else 'cuda:nccl,cpu:gloo')     # metrics are summed on the CPU
@@ -77,16 +77,17 @@ def own_part(
 
 # %% ../nbs/09b_processes.ipynb #3b00fe81
 class Processes(Callback):
-    "Shares the rows of each step with the other processes and adds up gradients, losses and counts; alone, it does nothing"
+    "Shares the rows of each step with the other processes, and adds up gradients, losses and counts; alone, it rests"
     order = TokenAccumulation.order-.5
     def __init__(self,
         device=None,  # Where the model is; None: a GPU if there is one
     ):
-        self.accelerator,self.rank,self.n,self.ddp = join_processes(device),rank_distrib(),num_distrib(),None
+        self.accelerator,self.ddp,self.shared = join_processes(device),None,None
+        self.rank,self.n = rank_distrib(),num_distrib()
 
     def after_create(self):
         if not self.accelerator or not (self.rank or self.accelerator.state.fork_launched): return
-        self.learn.remove_cbs(ProgressCallback)                              # a fork of a notebook has no page to draw on
+        self.learn.remove_cbs(ProgressCallback)                          # a fork of a notebook has no page to draw on
         self.learn.logger = noop
     def before_fit(self): self.run = self.accelerator is not None and not hasattr(self.learn, 'gather_preds')
 
@@ -127,10 +128,12 @@ def before_step(self:Processes):
 @patch
 def after_train(self:Processes):
     if self.shared: del self.shared.create_batch
+    self.shared = None
 @patch
 def after_validate(self:Processes): self.after_train()
 @patch
 def after_fit(self:Processes):
+    self.after_train()                                                      # a fit that was given up
     if not self.ddp: return
     del vars(self.learn.token_accumulation)['_backward']
     self.ddp = None
