@@ -109,7 +109,8 @@ def _mend(learn):
 
 @contextmanager
 def guarded(
-    learn,  # Learner
+    learn,      # Learner
+    mend=None,  # Function that says what would need less memory; None: what every run can do
 ):
     "Training inside ends in one clear line if a figure is not finite, memory is full, or a signal says stop"
     stop = SignalGuard()
@@ -117,4 +118,5 @@ def guarded(
         with learn.added_cbs([FiniteGuard(), stop]), _listening(stop): yield learn
     except (RuntimeError, MemoryError) as e:
         if not _full(e): raise
-        raise LmftError(f'the memory is full at {learn.dls.train.bs} rows a step: {_mend(learn)}') from e
+        how = mend and mend() or _mend(learn)
+        raise LmftError(f'the memory is full at {learn.dls.train.bs} rows a step: {how}') from e

@@ -14,6 +14,7 @@ __all__ = ['options', 'required', 'complete', 'check_options', 'free_folder', 'c
 
 # %% ../nbs/20a_runs.ipynb #cdf3ce41
 import json, math, os, platform, sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -327,6 +328,20 @@ def _leave(o, out, config, learn, tok, metrics, bad):
     plot_loss(learn.step_log.rows, out/'loss.png')
     write_metrics(o, out, metrics, bad)
 
+# %% ../nbs/20a_runs.ipynb #9f2ca525
+def _less_memory(o, device, precision):
+    "What the estimate says of a run for which memory did not suffice, and of one that takes less; None if it cannot tell"
+    from lmft.core import LmftError
+    from lmft.estimate import estimate, mend
+    kw = {k: o[k] for k in ('method', 'bs', 'n_acc', 'seq_len', 'arch', 'vocab_size') if o.get(k)}
+    kw |= dict(model=str(model_dir(o['model'])), precision=precision, device=str(device))
+    try:
+        now = estimate(**kw)
+        change,less = mend(now['peak']-1, **kw)
+    except (LmftError, RuntimeError, MemoryError, TypeError): return None
+    how = ' '.join(f'--{k} {v}' for k,v in change.items())
+    return f"by estimate it takes {now['peak']/2**30:.2f} GiB, and with {how} {less['peak']/2**30:.2f} GiB"
+
 # %% ../nbs/20a_runs.ipynb #144d4ede
 def _last_figures(o, learn, names, metrics):
     "Figures of the weights that remain, of the training, and sizes"
@@ -379,7 +394,7 @@ def run_training(
     names = ['valid_loss', *('valid_bpb' if m.name=='bpb' else m.name for m in learn.metrics)] if not rounds else []
     metrics = {f'{k}_before': v for k,v in zip(names, learn.validate() if not rounds else [])}
     if keep_dl: metrics['keep_bpb_before'] = learn.validate(dl=keep_dl)[1]
-    with guarded(learn): learn.fit_cos(steps=steps, cbs=kept)
+    with guarded(learn, partial(_less_memory, o, device, precision)): learn.fit_cos(steps=steps, cbs=kept)
     if keep_dl: metrics['keep_bpb_after'] = learn.validate(dl=keep_dl)[1]
     metrics = _last_figures(o, learn, names, metrics | (after() if after else {})) | dict(extra)
     if rank_distrib(): return metrics                                                            # one writes for all

@@ -91,3 +91,21 @@ def test_the_card_of_a_model_tells_what_was_done(whole):
     assert card.data.library_name=='transformers' and card.data.tags==['lmft', 'pretrain'] and not card.data.get('base_model')
     assert f"| valid_loss | {metrics(whole)['valid_loss']:.4g} |" in card.text and '| seq_len | 32 |' in card.text
     assert card.text.count('- step ')==6
+
+def test_a_full_memory_gives_the_estimate_and_what_would_need_less(argv, tmp_path):
+    "The process may take a little more address space than it has when training begins"
+    limit = f'''
+import resource
+from fastai.learner import Learner
+fit = Learner.fit
+def small(self, *args, **kwargs):
+    now = int(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmSize')))*1024
+    resource.setrlimit(resource.RLIMIT_AS, (now+2**28, resource.RLIM_INFINITY))
+    try: return fit(self, *args, **kwargs)
+    finally: resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+Learner.fit = small
+{code}'''
+    argv = [*argv[:argv.index('--seq_len')], '--seq_len', '256', '--bs', '64', '--vocab_size', '4096', '--max_steps', '2']
+    done = subprocess.run([sys.executable, '-c', limit, *argv, '--out', str(tmp_path/'run')], capture_output=True, text=True)
+    assert done.returncode==2 and done.stderr.count('\n')==1, done.stderr
+    assert 'the memory is full at' in done.stderr and 'by estimate it takes' in done.stderr and '--bs 32 --n_acc 2' in done.stderr, done.stderr
