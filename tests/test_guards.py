@@ -96,6 +96,7 @@ def test_a_full_memory_gives_the_estimate_and_what_would_need_less(argv, tmp_pat
     "The process may take a little more address space than it has when training begins"
     limit = f'''
 import resource
+import lmft.core
 from fastai.learner import Learner
 fit = Learner.fit
 def small(self, *args, **kwargs):
