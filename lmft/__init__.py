@@ -15,7 +15,7 @@ Modules:
 - `lmft.extraction`: Labels on words and on spans: named entities, and answers that stand in a text or are written
 - `lmft.finetuning`: Classes for texts, a style for a model: what a head, a few blocks or all weights learn, and what they forget
 - `lmft.generation`: Continue a text, answer a question, and say how probable a given answer is
-- `lmft.guards`: A figure that is no number, a full memory, a full disk, a signal to stop: each ends in one clear line, and nothing is lost
+- `lmft.guards`: A figure that is no number, a full memory, a full disk, a signal to stop: one clear line, and nothing is lost
 - `lmft.instructions`: From a model that goes on to one that answers: chat templates, four ways to make a set, and tuning on it
 - `lmft.learner`: One loop for everything: fastai's, made exact for tokens
 - `lmft.models`: Tiny configurations of real architectures, safe loading and saving, and which part of a model a method trains
@@ -27,7 +27,7 @@ Modules:
 - `lmft.records`: Files, folders and 🤗 datasets as plain dicts: every public shape recognised, every bad record named
 - `lmft.rlhf`: Let a model answer, let a reward model judge the answers, and make the better ones more probable
 - `lmft.runs`: What every command does around its own work: options are checked, a folder is claimed, figures are left in it
-- `lmft.speed`: Switches that trade time against memory and change nothing else
+- `lmft.speed`: Less memory or less time for a step, and the same weights in the end
 - `lmft.tour`: From random weights to a model that answers: the whole way in one call, and one page that shows it
 - `lmft.world.documents`: The world told in nine kinds of text, in a mixture that can be set, by year and by field of work
 - `lmft.world.facts`: A small world whose every truth is known: people, places and things, what holds of them, and since when

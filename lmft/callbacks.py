@@ -82,7 +82,7 @@ def step_flops(
     return flops+targets*head.weight.numel()*(2+2*below+2*head.weight.requires_grad)
 
 # %% ../nbs/07_callbacks.ipynb #26357bdb
-peak_tflops = {'B200': 2250, 'H200': 989, 'H100 PCIe': 756, 'H100': 989, 'A100': 312, 'L40S': 362, 'L4': 121,
+peak_tflops = {'B200': 2250, 'H200': 989, 'H100 PCIe': 756, 'H100 80GB HBM3': 989, 'A100': 312, 'L40S': 362,
                'RTX 4090': 165}                                          # dense bfloat16, from NVIDIA's data sheets
 
 def peak_flops(
@@ -264,7 +264,7 @@ class SampleText(Callback):
     def after_epoch(self):
         if not self.every: self._sample(self.learn.train_iter)
     def _sample(self, step):
-        if self.samples and self.samples[-1]['step']==step: return                          # an epoch that was passed over
+        if self.samples and self.samples[-1]['step']==step: return                      # an epoch that was passed over
         texts = generate(self.model.hf, self.tok, self.prompts, max_new_tokens=self.max_new_tokens)
         asked = [p if isinstance(p, str) else p[-1]['content'] for p in self.prompts]
         self.samples += [dict(step=step, prompt=p, text=t) for p,t in zip(asked, texts)]

@@ -213,9 +213,9 @@ def save(self:Checkpoint):
     smooth,scaler = learn.recorder.smooth_loss,getattr(learn, 'precision', None)
     rng = _of_all(rng_state())
     if rank_distrib(): return                                                                # one writes for all
-    state = dict(begun_with=self.begun_with, processes=len(rng), n_epoch=self.n_epoch, n_iter=len(self.dls.train), epoch=self.epoch,
-                 iter=step-self.epoch_start, train_iter=step, pct_train=learn.pct_train, data=self.data,
-                 rng=rng, lrs=[float(h['lr']) for h in learn.opt.hypers],
+    state = dict(begun_with=self.begun_with, processes=len(rng), n_epoch=self.n_epoch,
+                 n_iter=len(self.dls.train), epoch=self.epoch, iter=step-self.epoch_start, train_iter=step,
+                 pct_train=learn.pct_train, data=self.data, rng=rng, lrs=[float(h['lr']) for h in learn.opt.hypers],
                  smooth=[smooth.count, float(smooth.val)], scaler=scaler and scaler.scaler.state_dict(),
                  callbacks={name: cb.state() for name,cb in _with_state(learn)},
                  meters=[torch.as_tensor(m.total).tolist() for m in _meters(learn)])

@@ -1,8 +1,8 @@
-"""A figure that is no number, a full memory, a full disk, a signal to stop: each ends in one clear line, and nothing is lost
+"""A figure that is no number, a full memory, a full disk, a signal to stop: one clear line, and nothing is lost
 
 Long runs end early for four reasons: a loss that is no number, a memory or a disk that is full, and somebody who stops
-them. Within `guarded` each ends in one line that says what happened and what to do, the weights are those of the last good
-step, and a checkpoint is written where one can be.
+them. Within `guarded` each ends in one line that says what happened and what to do, the weights are those of the last
+good step, and a checkpoint is written where one can be.
 
 Docs: https://lmft-org.github.io/lmft/guards.html.md"""
 
@@ -35,7 +35,7 @@ class FiniteGuard(Callback):
         texts = [t for ts in _of_all(bad_texts(self.learn)) for t in ts]
         raise LmftError(f"step {self.learn.train_iter+1}: the {what} is not a finite number"
                         + (f"; it comes from the text {' · '.join(map(repr, texts[:3]))}" if texts else '')
-                        + '. The weights are those of the step before. Look at this text and at the weights, or lower the rate')
+                        + '. The weights are those of the step before. Look at the text and the weights, or lower the rate')
 
 # %% ../nbs/09c_guards.ipynb #de018018
 def _each_text(inputs, targets):
@@ -104,8 +104,9 @@ def _mend(learn):
     "What would need less memory"
     dl = learn.dls.train
     rows,acc = getattr(dl, 'micro_bs', dl.bs),getattr(dl, 'n_acc', 1)
-    mend = f'halve the rows and double the windows (--bs {rows//2} --n_acc {acc*2}), which trains the same' if rows>1 else 'take shorter rows (--seq_len)'
-    return f'{mend}, or train less (--method lora)'
+    if rows==1: return 'take shorter rows (--seq_len), or train less (--method lora)'
+    return (f'halve the rows and double the batches of a step (--bs {rows//2} --n_acc {acc*2}), which trains the same, '
+            'or train less (--method lora)')
 
 @contextmanager
 def guarded(

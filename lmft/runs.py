@@ -330,7 +330,7 @@ def _leave(o, out, config, learn, tok, metrics, bad):
 
 # %% ../nbs/20a_runs.ipynb #9f2ca525
 def _less_memory(o, device, precision):
-    "What the estimate says of a run for which memory did not suffice, and of one that takes less; None if it cannot tell"
+    "What the estimate says of a run that did not fit into memory, and of one that takes less; None if it cannot tell"
     from lmft.core import LmftError
     from lmft.estimate import estimate, mend
     kw = {k: o[k] for k in ('method', 'bs', 'n_acc', 'seq_len', 'arch', 'vocab_size') if o.get(k)}

@@ -1,6 +1,6 @@
-"""Switches that trade time against memory and change nothing else
+"""Less memory or less time for a step, and the same weights in the end
 
-Three switches for what does not fit or takes too long: a loss that never makes all logits, blocks that are computed
+Three ways to train what does not fit or takes too long: a loss that never makes all logits, blocks that are computed
 again in the backward pass instead of kept, and blocks that are compiled. Each is shown here to leave losses and
 gradients as they were, and what it costs or saves is measured.
 
