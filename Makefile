@@ -30,7 +30,7 @@ test: .venv/ready
 	$(BIN)/python tests/chores.py in_step
 	$(BIN)/python tests/chores.py bases
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --do-print --timing
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 # Ten killed runs of each kind instead of one
 test-slow: .venv/ready

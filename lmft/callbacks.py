@@ -22,12 +22,13 @@ import psutil
 import torch
 from fastai.callback.core import Callback, CancelStepException
 from fastai.learner import Recorder
+from fastai.torch_core import num_distrib
 from fastcore.basics import patch
 from IPython.display import display
 
 from .generation import generate
 from .learner import LMLearner
-from .models import blocks_of, head_of
+from .models import blocks_of, head_of, virtual_tokens
 
 # %% ../nbs/07_callbacks.ipynb #95995917
 class Precision(Callback):
@@ -73,7 +74,8 @@ def step_flops(
     "Operations that one step needs, forward and backward (arXiv:2204.02311, appendix B; causal attention not halved)"
     blocks,head,flops = [*blocks_of(model)],head_of(model),0.
     first = next(blocks[0].parameters())
-    below = any(p.requires_grad for p in takewhile(lambda p: p is not first, model.parameters()))   # in order of depth
+    lower = takewhile(lambda p: p is not first, model.parameters())                                  # in order of depth
+    below = virtual_tokens(model)>0 or any(p.requires_grad for p in lower)
     for b in blocks:
         below = below or any(p.requires_grad for p in b.parameters())
         for p in b.parameters():
@@ -109,10 +111,11 @@ class StepLog(Callback):
         every:int=10,  # Steps between rows
         sinks=(),      # Objects with a method `log(dict)`
     ):
-        self.every,self.sinks,self.rows,self.seconds = every,sinks,[],0.
+        self.every,self.sinks,self.rows,self.seconds,self.trained = every,sinks,[],0.,False
 
     def before_fit(self): self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
     def before_train(self):
+        self.trained = True
         self.tokens,self.sum,self.n = (self.rows[-1]['tokens'] if self.rows else 0),0.,0.
         self._restart()
 
@@ -142,7 +145,7 @@ def _row(self:StepLog):
                memory_gb=memory_gb(device), tflops=flops/seconds/1e12)
     if len({*lrs})>1: row |= {f'lr_{i}': lr for i,lr in enumerate(lrs)}
     peak = peak_flops(device, getattr(getattr(self.learn, 'precision', None), 'used', 'fp32'))
-    self.rows.append(row | (dict(mfu=flops/seconds/peak) if peak else {}))
+    self.rows.append(row | (dict(mfu=flops/seconds/peak/max(num_distrib(), 1)) if peak else {}))
     self.sum,self.n,self.unsent = 0.,0.,True
 
 @patch
@@ -157,7 +160,8 @@ def after_train(self:StepLog):
 
 @patch
 def after_epoch(self:StepLog):
-    rec = self.learn.recorder
+    if not self.trained: return                                       # a validation by itself, or an epoch passed over
+    self.trained,rec = False,self.learn.recorder
     figures = {k: v for k,v in zip(rec.metric_names[1:], rec.log[1:]) if isinstance(v, float) and k!='train_loss'}
     if self.rows: self.rows[-1].update(figures)
     self._send()
@@ -189,8 +193,11 @@ class WandbLog:
         if not name.exists():
             with atomic_write(name) as f: f.write(uuid.uuid4().hex[:8])
         settings = wandb.Settings(silent=True, console='off', disable_git=True, disable_code=True, x_disable_stats=True)
-        self.run = wandb.init(project=project, dir=str(dir), config=config, mode=mode, settings=settings,
-                              id=name.read_text(), resume='allow' if mode=='online' else None)
+        more = dict(resume='allow') if mode=='online' else {}
+        try: self.run = wandb.init(project=project, dir=str(dir), config=config, mode=mode, settings=settings,
+                                   id=name.read_text(), reinit='finish_previous', **more)
+        except wandb.errors.Error as e:
+            raise LmftError(f'W&B cannot be opened: {e}; set WANDB_MODE=offline to log to {name.parent}') from e
         self.run.define_metric('tokens')
         self.run.define_metric('*', step_metric='tokens')
 

@@ -164,6 +164,7 @@ class Checkpoint(Callback):
         if not self.run or self.opt is None: return                                          # a validation, no training
         if not rank_distrib():
             for half in self.folder.glob('.step-*.tmp'): shutil.rmtree(half, ignore_errors=True)
+            for old in [] if self.resume else checkpoints(self.folder): shutil.rmtree(old)           # of another run
         self.begun_with = weights_hash(self.model)
         if self.resume: self.found = read_checkpoint(self.folder)
         if self.found: self._check(*self.found)
@@ -203,6 +204,7 @@ def _restore(self:Checkpoint, state, tensors):
     for name,cb in _with_state(self.learn): cb.set_state(state['callbacks'][name])
     for m,total in zip(_meters(self.learn), state['meters']): m.total = torch.tensor(total, dtype=torch.float64)
     _set_data_state(self.dl, state['data'])
+    set_rng_state(state['rng'][rank_distrib()])                                      # perhaps no batch is left to do
     self.learn.dl = _From(self.dl, state['iter'], lambda: set_rng_state(state['rng'][rank_distrib()]))
 
 # %% ../nbs/09_checkpoints.ipynb #9474c8b1

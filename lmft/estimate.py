@@ -290,6 +290,7 @@ def _milder(o):
     "Settings for the same steps that need less, mildest change first"
     for method in dict.fromkeys([o['method'], 'lora']):
         bs,n_acc = o['bs'],o['n_acc']
+        if method!=o['method']: yield dict(o, method=method)
         while bs>1:
             bs,n_acc = bs//2,n_acc*bs//(bs//2)
             yield dict(o, method=method, bs=bs, n_acc=n_acc)

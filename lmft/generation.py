@@ -50,7 +50,7 @@ def evaluating(model):
     "The model without dropout and gradients, and afterwards as it was"
     was = {m: m.training for m in model.modules()}
     try:
-        with torch.no_grad(): yield model.eval()
+        with torch.no_grad(), torch.compiler.set_stance('force_eager'): yield model.eval()     # lengths change too often
     finally:
         for m,t in was.items(): m.training = t
 

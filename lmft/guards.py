@@ -71,7 +71,7 @@ class SignalGuard(Callback):
     order = Checkpoint.order+1
     signum = None
     def caught(self, signum, frame):
-        if self.signum: raise KeyboardInterrupt
+        if self.signum and signum==signal.SIGINT: raise KeyboardInterrupt
         self.signum = signum
 
     def after_batch(self):

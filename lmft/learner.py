@@ -283,6 +283,7 @@ class StopAt(Callback):
     def before_train(self):
         bar = getattr(getattr(self.learn, 'progress', None), 'pbar', None)
         if bar: bar.total = min(bar.total, self.steps-self.train_iter)          # the bar ends where the training does
+        if self.train_iter>=self.steps: raise CancelTrainException()            # gone on with, and all steps are done
     def after_batch(self):
         if self.training and self.train_iter>=self.steps: raise CancelTrainException()
     def after_cancel_train(self): self.recorder.cancel_train = False        # the training loss is still to be recorded

@@ -109,7 +109,8 @@ def keep_shards(
     tell=dict,    # Function that gives what else shall be remembered, when all is made
 ) -> dict:        # What is remembered, and the number of `shards`
     "Make the shards that are missing or damaged; others wait meanwhile"
-    folder.mkdir(parents=True, exist_ok=True)
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise LmftError(f'{folder}: cannot be made ({e}); set LMFT_CACHE to a folder with room') from e
     with FileLock(f'{folder}.lock'):
         if told := _done(folder): return told
         for half in folder.glob('.*.tmp'): half.unlink()

@@ -14,6 +14,7 @@ __all__ = ['options', 'required', 'complete', 'check_options', 'free_folder', 'c
 
 # %% ../nbs/20a_runs.ipynb #cdf3ce41
 import json, math, os, platform, sys
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -99,6 +100,7 @@ options = dict(
     tour=dict(size=(str, 'cpu', 'smoke, cpu or gpu'), **{k: v for k,v in _out.items() if k!='device'}))
 
 # %% ../nbs/20a_runs.ipynb #48fc60ca
+_no_dropout = {k: v for k,v in _train.items() if k!='gradient_checkpointing'}  # 🤗 checkpoints in training mode alone
 options |= dict(
     make=dict({k: _train[k] for k in ('data', *_out, 'on_bad')},
               how=(str, None, 'templates, guidelines or model'),
@@ -122,12 +124,12 @@ options |= dict(
                  prompts=_prompts, n=(int, 4, 'answers to each prompt'),
                  by=(str, 'gold', 'human, gold (the labeller of the tiny world, seed 0), or a file of rankings'),
                  temperature=(float, 1., 'of the answers'), max_new_tokens=(int, 32, 'most tokens of an answer')),
-    reward=dict(_train, model=(str, None, 'causal model that becomes the reward model'), method=(str, 'full', _methods),
+    reward=dict(_no_dropout, model=(str, None, 'causal model that becomes the reward model'), method=(str, 'full', _methods),
                 ties=(bool, False, 'learn from ties, too (Davidson); else they are left out (Bradley–Terry)')),
-    dpo=dict(_train, model=(str, None, 'causal model to tune'), method=(str, 'lora', _methods),
+    dpo=dict(_no_dropout, model=(str, None, 'causal model to tune'), method=(str, 'lora', _methods),
              beta=(float, .1, 'price of leaving the model that was tuned'),
              reference=(str, None, 'adapter, copy or cached (default: adapter if one is trained, else cached)')),
-    ppo=dict({k: v for k,v in _train.items() if k not in ('data', 'valid', 'epochs', 'seq_len', 'keep_best')},
+    ppo=dict({k: v for k,v in _no_dropout.items() if k not in ('data', 'valid', 'epochs', 'seq_len', 'keep_best')},
              prompts=_prompts,
              model=(str, None, 'causal model to tune'), reward=(str, None, 'reward model'),
              method=(str, 'lora', 'full, last:N, lora[:R], seq_adapter[:R] or par_adapter[:R]'),
@@ -204,7 +206,9 @@ def free_folder(o):
     if not resume: raise LmftError(f'{out}: the folder is not empty; take another one, go on with the run in it with '
                                    '--resume, or replace it with --overwrite')
     if not (out/'config.json').exists(): raise LmftError(f'{out}: holds no run that could go on; take another folder')
-    found = json.loads((out/'config.json').read_text())['command']
+    try: found = json.loads((out/'config.json').read_text()).get('command')
+    except ValueError: found = None
+    if not found: raise LmftError(f'{out}: its config.json is not of a run; take another folder')
     if found!=o['command']:
         raise LmftError(f"{out}: holds a run of {found}, not of {o['command']}; take another folder")
     return out
@@ -335,12 +339,23 @@ def _less_memory(o, device, precision):
     from lmft.estimate import estimate, mend
     kw = {k: o[k] for k in ('method', 'bs', 'n_acc', 'seq_len', 'arch', 'vocab_size') if o.get(k)}
     kw |= dict(model=str(model_dir(o['model'])), precision=precision, device=str(device))
+    if o.get('objective', 'clm')!='clm': kw = dict(arch='bert', head='masked') | kw
     try:
         now = estimate(**kw)
         change,less = mend(now['peak']-1, **kw)
     except (LmftError, RuntimeError, MemoryError, TypeError): return None
     how = ' '.join(f'--{k} {v}' for k,v in change.items())
     return f"by estimate it takes {now['peak']/2**30:.2f} GiB, and with {how} {less['peak']/2**30:.2f} GiB"
+
+# %% ../nbs/20a_runs.ipynb #6d5962fd
+@contextmanager
+def _writing(out):
+    "A disk that is full, or a folder that cannot be written, in one line"
+    from lmft.core import LmftError
+    from safetensors import SafetensorError
+    try: yield
+    except (OSError, SafetensorError) as e:
+        raise LmftError(f'{out}: cannot be written ({e}); make room and go on with --resume') from e
 
 # %% ../nbs/20a_runs.ipynb #144d4ede
 def _last_figures(o, learn, names, metrics):
@@ -392,13 +407,14 @@ def run_training(
     kept = [Checkpoint(out/'checkpoints', o['save_every'], resume=o['resume'])]
     if o.get('keep_best'): kept.append(KeepBest(out/'checkpoints'/'best.safetensors'))
     names = ['valid_loss', *('valid_bpb' if m.name=='bpb' else m.name for m in learn.metrics)] if not rounds else []
-    metrics = {f'{k}_before': v for k,v in zip(names, learn.validate() if not rounds else [])}
-    if keep_dl: metrics['keep_bpb_before'] = learn.validate(dl=keep_dl)[1]
-    with guarded(learn, partial(_less_memory, o, device, precision)): learn.fit_cos(steps=steps, cbs=kept)
-    if keep_dl: metrics['keep_bpb_after'] = learn.validate(dl=keep_dl)[1]
-    metrics = _last_figures(o, learn, names, metrics | (after() if after else {})) | dict(extra)
-    if rank_distrib(): return metrics                                                            # one writes for all
-    _leave(o, out, config, learn, tok, metrics, bad)
+    with _writing(out), guarded(learn, partial(_less_memory, o, device, precision)):
+        metrics = {f'{k}_before': v for k,v in zip(names, learn.validate() if not rounds else [])}
+        if keep_dl: metrics['keep_bpb_before'] = learn.validate(dl=keep_dl)[1]
+        learn.fit_cos(steps=steps, cbs=kept)
+        if keep_dl: metrics['keep_bpb_after'] = learn.validate(dl=keep_dl)[1]
+        metrics = _last_figures(o, learn, names, metrics | (after() if after else {})) | dict(extra)
+        if rank_distrib(): return metrics                                                        # one writes for all
+        _leave(o, out, config, learn, tok, metrics, bad)
     _remove(out/'checkpoints')
     for t in tracks: t.finish(metrics, out/'model'/'README.md')
     if sys.stdout.isatty():

@@ -14,3 +14,8 @@ def run(*argv, code=0):
 
 def metrics(out): return json.loads((out/'metrics.json').read_text())
 def lines(path): return [json.loads(l) for l in path.read_text().splitlines()]
+
+timed = 'tokens_per_s', 'tflops', 'memory_gb'                   # what two runs of the same thing need not have in common
+def untimed(row): return {k: v for k,v in row.items() if k not in timed}
+def log(out): return [untimed(row) for row in lines(out/'log.jsonl')]
+def figures(out): return untimed(metrics(out))

@@ -14,7 +14,7 @@ from lmft.pretraining import mlm_dls
 from lmft.world.documents import corpus
 from lmft.world.facts import World
 from lmft.world.tasks import instruction_rows
-from running import lines, metrics, run
+from running import figures, lines, log, run
 
 child = "import json, sys; from lmft.cli import main; sys.exit(max(main(a) for a in json.loads(sys.argv[1])))"
 
@@ -25,7 +25,6 @@ def torchrun(*commands, log=subprocess.PIPE):
     return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--no-python', sys.executable,
                              '-c', child, argv], env=env, stdout=subprocess.DEVNULL, stderr=log, text=True)
 
-def log(out): return [{k: v for k,v in row.items() if k!='tokens_per_s'} for row in lines(out/'log.jsonl')]
 def weights(out): return load_file(next((out/'model').glob('*.safetensors')))
 
 @pytest.fixture(scope='module')
@@ -65,8 +64,7 @@ def test_two_processes_are_one(commands, two, tmp_path, name):
     for a,b in zip(log(tmp_path/name), log(two/name), strict=True):
         assert {k: a[k] for k in ('step', 'tokens', 'lr')}=={k: b[k] for k in ('step', 'tokens', 'lr')}
         assert a==pytest.approx(b, abs=1e-5)
-    a,b = ({k: v for k,v in metrics(p).items() if k!='tokens_per_s'} for p in (tmp_path/name, two/name))
-    assert a==pytest.approx(b, abs=1e-5)
+    assert figures(tmp_path/name)==pytest.approx(figures(two/name), abs=1e-5)
     assert sorted(p.name for p in (two/name).rglob('*'))==sorted(p.name for p in (tmp_path/name).rglob('*'))
 
 def test_both_killed_and_gone_on(commands, two, tmp_path):

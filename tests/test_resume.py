@@ -6,10 +6,8 @@ import pytest
 from lmft.world.documents import corpus
 from lmft.world.facts import World
 from lmft.world.tasks import instruction_rows
-from running import lines, metrics, run
+from running import figures, log, run
 
-def log(out): return [{k: v for k,v in row.items() if k not in ('tokens_per_s', 'memory_gb', 'tflops')} for row in lines(out/'log.jsonl')]
-def figures(out): return {k: v for k,v in metrics(out).items() if k!='tokens_per_s'}
 def weights(out): return {p.name: p.read_bytes() for p in (out/'model').glob('*.safetensors')}
 
 @pytest.fixture(scope='module')
