@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
-SMALL,LARGE = dict(width=64, vocab=512, bs=4, seq_len=32, steps=150), dict(width=256, vocab=4096, bs=8, seq_len=256, steps=12)
+SMALL,LARGE = dict(width=64, vocab=512, bs=4, seq_len=32, steps=600), dict(width=256, vocab=4096, bs=8, seq_len=256, steps=12)
 
 def llama(width, vocab, depth=4, heads=4):
     "A Llama with `depth` blocks of `width`, always the same weights"
