@@ -134,6 +134,7 @@ def _fake_batch(model, bs, seq_len, n_kept, device):
     if model.spans: return b, ints(2*bs)
     return (b, ints(n_kept), ints(bs)) if 'PreTraining' in kind else (b, ints(n_kept))
 
+# %% ../nbs/08b_estimate.ipynb #cab237b9
 def rehearse(
     hf,                # 🤗 or peft model on the meta device
     bs:int,            # Rows of a batch

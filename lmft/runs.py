@@ -369,6 +369,21 @@ def _last_figures(o, learn, names, metrics):
                 **count_params(learn.model.hf))
 
 # %% ../nbs/20a_runs.ipynb #cd8a3cc9
+def _prepared(o, device, precision, learner):
+    "The Learner with what every run has"
+    from lmft.callbacks import mixed_precision
+    from lmft.finetuning import method_cbs
+    from lmft.processes import Processes
+    from lmft.speed import checkpoint_blocks, compile_blocks, loss_cbs
+    learn = learner(cbs=[*mixed_precision(precision), Processes(device)])
+    if o.get('gradient_checkpointing'): checkpoint_blocks(learn.model.hf)
+    if o.get('compile'): compile_blocks(learn.model.hf)
+    learn.add_cbs(loss_cbs(learn))
+    own = method_cbs.get(o.get('method', '').partition(':')[0])
+    if own and not any(isinstance(cb, own) for cb in learn.cbs): learn.add_cb(own())
+    return learn
+
+# %% ../nbs/20a_runs.ipynb #33e5f334
 def run_training(
     o,             # Options, complete and checked
     out,           # Folder, free
@@ -384,19 +399,11 @@ def run_training(
     prompts=(),    # Texts or conversations that the model goes on with, before and after, for its card
 ) -> dict:         # The figures
     "Train, and leave model/, metrics.json, log.jsonl, config.json and loss.png in `out`"
-    from lmft.callbacks import mixed_precision
     from lmft.checkpoints import Checkpoint, KeepBest
     from lmft.core import _remove
-    from lmft.finetuning import method_cbs
     from lmft.guards import guarded
-    from lmft.processes import Processes, in_turn, rank_distrib
-    from lmft.speed import checkpoint_blocks, compile_blocks, loss_cbs
-    learn = learner(cbs=[*mixed_precision(precision), Processes(device)])
-    if o.get('gradient_checkpointing'): checkpoint_blocks(learn.model.hf)
-    if o.get('compile'): compile_blocks(learn.model.hf)
-    learn.add_cbs(loss_cbs(learn))
-    own = method_cbs.get(o.get('method', '').partition(':')[0])
-    if own and not any(isinstance(cb, own) for cb in learn.cbs): learn.add_cb(own())
+    from lmft.processes import in_turn, rank_distrib
+    learn = _prepared(o, device, precision, learner)
     config = run_config(o, device, precision, learn.lr)
     in_turn(begin_folder, o, out, config, bad)
     if (out/'metrics.json').exists(): return json.loads((out/'metrics.json').read_text())      # nothing is left to do
