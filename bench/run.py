@@ -1,11 +1,11 @@
 """lmft beside 🤗 Trainer, TRL and a raw torch loop on the same model and data: each in a process of its own, taking turns.
 
-    make bench          # or: python bench/run.py [--runs 3] [--only SFT] [--out bench/results/cpu.json]
+    make bench          # or: python bench/run.py [--runs 5] [--only SFT] [--out bench/results/cpu.json]
 
-A round runs every contestant once, from the same weights, over the same data; the medians over rounds are compared. The
-speed is that of the training loop alone; `process_s` is the whole process with imports, tokenising and start, and
+A round runs every contestant once, from the same weights, over the same data. Machines are faster in one minute than in the
+next, so speeds are compared within a round, and the median over the rounds is told. The speed is that of the training loop alone; `process_s` is the whole process with imports, tokenising and start, and
 `peak_mib` the memory beyond what it held before the model was made. Only ratios within one run mean something. Needs
-`pip install -e .[dev]`, and `LMFT_DATA` (README, "Real data") for the instructions; takes about 12 minutes on two cores.
+`pip install -e .[dev]`, and `LMFT_DATA` (README, "Real data") for the instructions; takes about MINUTES minutes on two cores.
 """
 import argparse, json, os, platform, random, statistics, subprocess, sys, tempfile, time
 from importlib.metadata import version
@@ -47,15 +47,17 @@ def one(bench, who, folder, *how):
     return dict(json.loads(p.stdout.splitlines()[-1]), process_s=time.perf_counter()-start)
 
 def compare(bench, folder, runs):
-    "Rows of medians over rounds in which all contestants take turns; the first one is ours"
+    "Rows of medians over rounds in which all contestants take turns; the first one is ours, and compared within a round"
     got = {who: [] for who in benches[bench]}
     for _ in range(runs):
         for who in got: got[who].append(one(bench, who, folder))
     def middle(who, k): return statistics.median(r[k] for r in got[who]) if got[who][0][k] is not None else None
-    rows = [dict(bench=bench, who=who, per_s=statistics.median(r['done']/r['seconds'] for r in rs),
-                 **{k: middle(who, k) for k in rs[0]}, all_seconds=[r['seconds'] for r in rs]) for who,rs in got.items()]
+    speed = {who: [r['done']/r['seconds'] for r in rs] for who,rs in got.items()}
+    ours = speed[next(iter(got))]
+    rows = [dict(bench=bench, who=who, per_s=statistics.median(speed[who]), **{k: middle(who, k) for k in rs[0]},
+                 all_seconds=[r['seconds'] for r in rs], lmft_is_faster_by=statistics.median(a/b for a,b in zip(ours, speed[who])))
+            for who,rs in got.items()]
     for r in rows:
-        r['lmft_is_faster_by'] = rows[0]['per_s']/r['per_s']
         print(f"{bench:28}{r['who']:18}{r['per_s']:10.1f} a second  {r['process_s']:6.1f} s in all  {r['peak_mib'] or 0:7.0f} MiB"
               f"   lmft is {r['lmft_is_faster_by']:.2f} x as fast", flush=True)
     return rows
@@ -78,9 +80,17 @@ def targets(rows):
     return [dict(what=w, measured=m, relation=rel, target=t, reached=m>=t if rel=='>=' else m<=t)
             for w,f,rel,t in wanted if (m := measured(f)) is not None]
 
+def save(out, found):
+    "The results with the hardware and the versions they belong to"
+    info = Path('/proc/cpuinfo')
+    cpu = next((l.split(':')[1].strip() for l in info.open() if 'model name' in l), '') if info.exists() else platform.processor()
+    versions = {k: version(k) for k in ('lmft', 'torch', 'transformers', 'fastai', 'trl', 'peft')}
+    with atomic_write(out) as f:
+        json.dump(dict(found, cpu=cpu, threads=torch.get_num_threads(), python=platform.python_version(), versions=versions), f, indent=1)
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--runs', type=int, default=3, help='rounds (default: 3)')
+    p.add_argument('--runs', type=int, default=5, help='rounds (default: 5)')
     p.add_argument('--only', default='', help='benches whose name has this in it')
     p.add_argument('--out', default=here/'results'/'cpu.json', help='file for the results')
     o = p.parse_args()
@@ -92,15 +102,12 @@ def main():
         else:
             names = [b for b in names if 'SFT' not in b]
             print('LMFT_DATA is not set: SFT on instructions is left out')
-        start = time.perf_counter()
-        rows = [r for b in names for r in compare(b, folder, o.runs)]
-        shares = {b: one(b, 'lmft', folder, 'profile')['shares'] for b in names[:3] if 'lmft' in benches[b]}
-        minutes = (time.perf_counter()-start)/60
-    cpu = next((l.split(':')[1].strip() for l in open('/proc/cpuinfo') if 'model name' in l), '') if Path('/proc/cpuinfo').exists() else platform.processor()
-    with atomic_write(o.out) as f:
-        json.dump(dict(rows=rows, targets=targets(rows), shares=shares, runs=o.runs, minutes=minutes, cpu=cpu, threads=torch.get_num_threads(),
-                       python=platform.python_version(), versions={k: version(k) for k in ('lmft', 'torch', 'transformers', 'fastai', 'trl', 'peft')}),
-                  f, indent=1)
-    for t in targets(rows): print(f"{t['what']:50}{t['measured']:8.3f}  {t['relation']} {t['target']}  {'reached' if t['reached'] else 'NOT reached'}")
+        start,found = time.perf_counter(),dict(rows=[], shares={})
+        for b in names:                                           # kept after each: the whole takes a while
+            found['rows'] += compare(b, folder, o.runs)
+            if b in names[:3]: found['shares'][b] = one(b, 'lmft', folder, 'profile')['shares']
+            save(o.out, dict(found, targets=targets(found['rows']), runs=o.runs, minutes=(time.perf_counter()-start)/60))
+    for t in targets(found['rows']):
+        print(f"{t['what']:50}{t['measured']:8.3f}  {t['relation']} {t['target']}  {'reached' if t['reached'] else 'NOT reached'}")
 
 if __name__=='__main__': main()

@@ -20,7 +20,7 @@ from .core import LmftError
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from fastai.callback.core import Callback, CancelTrainException
+from fastai.callback.core import Callback, CancelTrainException, event
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler, combined_cos
 from fastai.callback.training import GradientClip
@@ -206,11 +206,20 @@ def BitsPerByte(
 class AdamW(torch.optim.AdamW):
     "Fused AdamW that decays matrices (and tables of vectors) and leaves biases and norms alone"
     def step(self, closure=None):
-        groups = self.param_groups
-        def part(g, matrix): return dict(g, params=[p for p in g['params'] if (p.ndim>1)==matrix])
-        self.param_groups = [part(g, True) for g in groups]+[dict(part(g, False), weight_decay=0.) for g in groups]
+        groups,self.param_groups = self.param_groups,self._kinds()
         try: return super().step(closure)
         finally: self.param_groups = groups
+
+    def _kinds(self):
+        "The matrices of all groups, then the rest; groups of equal options are one, since each group costs a call"
+        kinds = []
+        for matrix in (True, False):
+            for g in self.param_groups:
+                options = {k: v for k,v in g.items() if k!='params'} | ({} if matrix else dict(weight_decay=0.))
+                kind = next((k for k in kinds if k.items()>=options.items()), None)
+                if not kind: kinds.append(kind := dict(options, params=[]))
+                kind['params'] += [p for p in g['params'] if (p.ndim>1)==matrix]
+        return kinds
 
 def adamw(params, lr=1e-3, mom=.9, sqr_mom=.99, eps=1e-8, wd=.1):
     "fastai's optimiser interface to `AdamW`"
@@ -234,6 +243,11 @@ def layer_groups(
 # %% ../nbs/05_learner.ipynb #95cb5e72
 class LMLearner(Learner):
     "fastai's Learner for batches of `({inputs}, targets)`"
+    def _call_one(self, event_name):
+        if event_name=='after_fit' or not hasattr(event, event_name): return super()._call_one(event_name)
+        for cb in self.cbs.sorted('order'):
+            if event_name in vars(cb) or hasattr(type(cb), event_name): cb(event_name)
+
     def get_preds(self, *args, reorder=False, **kwargs):   # rows are targets: fastai's reordering would drop most
         return super().get_preds(*args, reorder=reorder, **kwargs)
 
