@@ -5,7 +5,7 @@
 A round runs every contestant once, from the same weights, over the same data. Machines are faster in one minute than in the
 next, so speeds are compared within a round, and the median over the rounds is told. The speed is that of the training loop alone; `process_s` is the whole process with imports, tokenising and start, and
 `peak_mib` the memory beyond what it held before the model was made. Only ratios within one run mean something. Needs
-`pip install -e .[dev]`, and `LMFT_DATA` (README, "Real data") for the instructions; takes about MINUTES minutes on two cores.
+`pip install -e .[dev]`, and `LMFT_DATA` (README, "Real data") for the instructions; takes about 33 minutes on two cores.
 """
 import argparse, json, os, platform, random, statistics, subprocess, sys, tempfile, time
 from importlib.metadata import version

@@ -8,7 +8,7 @@ from lmft.callbacks import wandb_rows
 from lmft.learner import LMLearner
 from lmft.world.documents import corpus
 from lmft.world.facts import World
-from running import lines, metrics, run
+from running import lines, log, metrics, run
 
 code = 'import sys; from lmft.cli import main; sys.exit(main(sys.argv[1:]))'
 def weights(out): return {p.name: p.read_bytes() for p in (out/'model').glob('*.safetensors')}
@@ -54,6 +54,24 @@ def test_a_full_disk_loses_no_earlier_checkpoint(argv, whole, tmp_path):
     run(*argv, '--out', out, '--resume')
     assert weights(out)==weights(whole)
 
+def test_a_full_disk_under_the_log(argv, whole, tmp_path):
+    "Files may grow to 600 bytes once training has begun: the log is the first that does not fit"
+    limit = f'''
+import resource
+import lmft.core
+from lmft.callbacks import StepLog
+begun = StepLog.before_train
+def full(self):
+    begun(self)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
+StepLog.before_train = full
+{code}'''
+    done = subprocess.run([sys.executable, '-c', limit, *argv, '--out', str(tmp_path/'run')], capture_output=True, text=True)
+    assert done.returncode==2 and done.stderr.count('\n')==1 and 'cannot be written' in done.stderr and '--resume' in done.stderr, done.stderr
+    assert (tmp_path/'run'/'log.jsonl').stat().st_size<=600
+    run(*argv, '--out', tmp_path/'run', '--resume')
+    assert weights(tmp_path/'run')==weights(whole) and log(tmp_path/'run')==log(whole)
+
 def test_a_figure_that_is_no_number_ends_the_run_with_the_text(argv, whole, tmp_path, monkeypatch):
     "A gradient is spoilt at step 7; the run goes on from step 6 without the fault"
     out,steps,backward = tmp_path/'run',[],LMLearner._backward
@@ -85,6 +103,12 @@ def test_wandb_holds_the_log_and_goes_on_as_one_run(argv, whole, tmp_path):
     for p in out.rglob('*'):
         if p.is_file(): assert b'nobody-should-see' not in p.read_bytes() and b'k'*40 not in p.read_bytes(), p
     assert b'model-card' in files[1].read_bytes()
+
+def test_a_key_that_wandb_refuses(argv, tmp_path, monkeypatch):
+    monkeypatch.setenv('WANDB_MODE', 'online')
+    monkeypatch.setenv('WANDB_API_KEY', 'short')
+    err = run(*argv, '--log', 'wandb', '--out', tmp_path/'run', code=2)
+    assert 'W&B cannot be opened' in err and 'WANDB_MODE=offline' in err
 
 def test_the_card_of_a_model_tells_what_was_done(whole):
     card = ModelCard.load(whole/'model'/'README.md')

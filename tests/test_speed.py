@@ -1,5 +1,6 @@
 "What lesson 07b cannot hold: adapters of a later lesson, and callbacks that come between"
 import json
+from functools import partial
 
 import pytest, torch
 
@@ -71,7 +72,7 @@ def test_same_weights_on_every_run():
 
 def test_commands_take_the_switches(tmp_path, monkeypatch):
     "Blocks computed again: the same model bit for bit; compiled: refused in one line where there is no compiler"
-    from running import run
+    from running import log, run
     data = tmp_path/'text.jsonl'
     data.write_text(''.join(json.dumps(dict(text=f'{i} '+' '.join(words[i%9:i%9+8])))+'\n' for i in range(40)))
     args = ['pretrain', '--data', data, '--vocab_size', 300, '--max_steps', 3, '--seq_len', 32, '--device', 'cpu']
@@ -79,6 +80,12 @@ def test_commands_take_the_switches(tmp_path, monkeypatch):
     run(*args, '--out', tmp_path/'b', '--gradient_checkpointing')
     same = [(tmp_path/d/'model/model.safetensors').read_bytes() for d in 'ab']
     assert same[0]==same[1]
+    with monkeypatch.context() as m:                               # traced as the compiler does, without C++; texts are sampled on the way
+        m.setattr('lmft.speed.compile_blocks', partial(compile_blocks, backend='aot_eager'))
+        run(*args, '--out', tmp_path/'d', '--compile')
+    assert [r['loss'] for r in log(tmp_path/'d')]==pytest.approx([r['loss'] for r in log(tmp_path/'a')], abs=1e-4)
+    cards = [(tmp_path/d/'model/README.md').read_text() for d in 'ad']
+    assert cards[0].count('- step ')==cards[1].count('- step ')>0
     monkeypatch.setenv('PATH', '/nowhere')
     monkeypatch.setenv('CXX', 'no-such-compiler')
     assert 'C++ compiler' in run(*args, '--out', tmp_path/'c', '--compile', code=2)
