@@ -242,6 +242,7 @@ def wandb_rows(
     while at+7<len(raw):
         if (left:=2**15-at%2**15)<7: at += left                                  # no record begins there
         _,n,kind = struct.unpack('<IHB', raw[at:at+7])
+        if at+7+n>len(raw): break                                                # cut off: W&B is writing, or was killed
         whole,at = whole+raw[at+7:at+7+n],at+7+n
         if kind not in (1, 4): continue                                          # the record goes on in the next block
         row = Record.FromString(whole).history
