@@ -384,6 +384,18 @@ def _prepared(o, device, precision, learner):
     return learn
 
 # %% ../nbs/20a_runs.ipynb #33e5f334
+def _fit(o, out, learn, names, steps, keep_dl):
+    "Train with checkpoints; the figures before it, and those of the watched text before and after"
+    from lmft.checkpoints import Checkpoint, KeepBest
+    kept = [Checkpoint(out/'checkpoints', o['save_every'], resume=o['resume'])]
+    if o.get('keep_best'): kept.append(KeepBest(out/'checkpoints'/'best.safetensors'))
+    metrics = {f'{k}_before': v for k,v in zip(names, learn.validate() if names else [])}
+    if keep_dl: metrics['keep_bpb_before'] = learn.validate(dl=keep_dl)[1]
+    learn.fit_cos(steps=steps, cbs=kept)
+    if keep_dl: metrics['keep_bpb_after'] = learn.validate(dl=keep_dl)[1]
+    return metrics
+
+# %% ../nbs/20a_runs.ipynb #726e549f
 def run_training(
     o,             # Options, complete and checked
     out,           # Folder, free
@@ -399,7 +411,6 @@ def run_training(
     prompts=(),    # Texts or conversations that the model goes on with, before and after, for its card
 ) -> dict:         # The figures
     "Train, and leave model/, metrics.json, log.jsonl, config.json and loss.png in `out`"
-    from lmft.checkpoints import Checkpoint, KeepBest
     from lmft.core import _remove
     from lmft.guards import guarded
     from lmft.processes import in_turn, rank_distrib
@@ -411,14 +422,9 @@ def run_training(
     steps = o['max_steps']*(per_epoch if rounds else 1) if o['max_steps'] else per_epoch*o['epochs']
     tracks,watch = _watchers(o, out, config, steps, tok, prompts)
     learn.add_cbs(watch)
-    kept = [Checkpoint(out/'checkpoints', o['save_every'], resume=o['resume'])]
-    if o.get('keep_best'): kept.append(KeepBest(out/'checkpoints'/'best.safetensors'))
     names = ['valid_loss', *('valid_bpb' if m.name=='bpb' else m.name for m in learn.metrics)] if not rounds else []
     with _writing(out), guarded(learn, partial(_less_memory, o, device, precision)):
-        metrics = {f'{k}_before': v for k,v in zip(names, learn.validate() if not rounds else [])}
-        if keep_dl: metrics['keep_bpb_before'] = learn.validate(dl=keep_dl)[1]
-        learn.fit_cos(steps=steps, cbs=kept)
-        if keep_dl: metrics['keep_bpb_after'] = learn.validate(dl=keep_dl)[1]
+        metrics = _fit(o, out, learn, names, steps, keep_dl)
         metrics = _last_figures(o, learn, names, metrics | (after() if after else {})) | dict(extra)
         if rank_distrib(): return metrics                                                        # one writes for all
         _leave(o, out, config, learn, tok, metrics, bad)

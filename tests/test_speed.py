@@ -1,6 +1,5 @@
 "What lesson 07b cannot hold: adapters of a later lesson, and callbacks that come between"
 import json
-from functools import partial
 
 import pytest, torch
 
@@ -80,9 +79,11 @@ def test_commands_take_the_switches(tmp_path, monkeypatch):
     run(*args, '--out', tmp_path/'b', '--gradient_checkpointing')
     same = [(tmp_path/d/'model/model.safetensors').read_bytes() for d in 'ab']
     assert same[0]==same[1]
+    traced = []
     with monkeypatch.context() as m:                               # traced as the compiler does, without C++; texts are sampled on the way
-        m.setattr('lmft.speed.compile_blocks', partial(compile_blocks, backend='aot_eager'))
+        m.setattr('lmft.speed.compile_blocks', lambda model: traced.append(compile_blocks(model, backend='aot_eager')))
         run(*args, '--out', tmp_path/'d', '--compile')
+    assert len(traced)==1
     assert [r['loss'] for r in log(tmp_path/'d')]==pytest.approx([r['loss'] for r in log(tmp_path/'a')], abs=1e-4)
     cards = [(tmp_path/d/'model/README.md').read_text() for d in 'ad']
     assert cards[0].count('- step ')==cards[1].count('- step ')>0
