@@ -14,7 +14,7 @@ __all__ = ['Recipe', 'bases', 'mask_tokens', 'pieces', 'mlm_examples', 'nsp_exam
            'load_base', 'mix']
 
 # %% ../nbs/10_pretraining.ipynb #cb4d9f04
-import hashlib, importlib, inspect, json, os, random, re
+import hashlib, importlib, inspect, json, random, re
 from collections import namedtuple
 from functools import lru_cache
 from pathlib import Path
@@ -36,6 +36,7 @@ from .core import pick_device
 from .generation import evaluating
 from .learner import BitsPerByte, HFModel, SumMetric, lm_learner, token_loss
 from .models import load_model, new_model
+from .ondisk import cache_dir
 from .world import documents, facts
 from .world.documents import corpus
 from .world.facts import World, clozes, relations, tell
@@ -294,7 +295,7 @@ def base_dir(
     me = importlib.import_module('lmft.pretraining')               # a notebook's own functions have no source file
     code = facts,documents,batches,models,learner,me.pretrain_base,me.MaskedDL,me.mask_tokens,me.pieces
     key = hashlib.sha256(repr((kind, seed, bases[kind], [*map(inspect.getsource, code)])).encode()).hexdigest()[:12]
-    return Path(os.environ.get('LMFT_CACHE', Path.home()/'.cache'/'lmft'))/f'{kind}-{seed}-{key}'
+    return cache_dir()/f'{kind}-{seed}-{key}'
 
 # %% ../nbs/10_pretraining.ipynb #1b4a43f3
 def make_base(

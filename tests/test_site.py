@@ -40,6 +40,15 @@ def test_no_stored_error(page):
     outs = [(c.id, o) for c in read_nb(nbs/page).cells for o in c.get('outputs', [])]
     assert not [i for i,o in outs if o['output_type'] == 'error']
 
+@each_page
+def test_environment_is_put_back(page):
+    "nbdev-test runs several pages in one process: what one leaves in the environment, the next ones find"
+    src = '\n'.join(c.source for c in read_nb(nbs/page).cells if not re.match(r'#\| *export', c.source))
+    assert not re.search(r'os\.environ *\|=|os\.environ\.(update|setdefault)', src), 'use mock.patch.dict(os.environ, …)'
+    def names(before, after=''): return set(re.findall(f"{before}os\\.environ\\['(\\w+)'\\]{after}", src, flags=re.M))
+    assert names('^ *', ' *=') <= names('del ')
+    assert len(re.findall(r'\benv\.start\(\)', src)) == len(re.findall(r'\benv\.stop\(\)', src))
+
 def links(md):
     "Where the Markdown links and images of `md` lead within the project"
     md = re.sub(r'^(```|~~~).*?^\1|`[^`\n]*`', '', md, flags=re.M|re.S)
