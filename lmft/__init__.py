@@ -5,7 +5,7 @@ Modules:
 - `lmft.adapters`: Small parts that tune a frozen model: LoRA, prefixes, soft prompts, bottlenecks in sequence and in parallel
 - `lmft.batches`: From records to what a model sees: tokens, which of them are trained, and rows without waste
 - `lmft.callbacks`: Precision that is what it says, a log of every step, a run that others can follow, samples of what the model writes
-- `lmft.checkpoints`: A run that is killed goes on as if nothing had happened, to the same weights bit for bit
+- `lmft.checkpoints`: A run that is cut off goes on as if nothing had happened, to the same weights bit for bit
 - `lmft.cli`: `lmft pretrain`, `finetune`, `sft`, `chat`, …: thin doors to the library
 - `lmft.commands`: Pretraining, tuning and all that follows, each as one function that a shell can call
 - `lmft.core`: Sizes, seeds, devices, precision, errors that name the line, writes that cannot be half done, and the ledger of claims
@@ -15,7 +15,7 @@ Modules:
 - `lmft.extraction`: Labels on words and on spans: named entities, and answers that stand in a text or are written
 - `lmft.finetuning`: Classes for texts, a style for a model: what a head, a few blocks or all weights learn, and what they forget
 - `lmft.generation`: Continue a text, answer a question, and say how probable a given answer is
-- `lmft.guards`: A figure that is no number, a full memory, a full disk, a signal to stop: one clear line, and nothing is lost
+- `lmft.guards`: A loss that is not finite, a full memory, a full disk, a signal to stop: one clear line, and no checkpoint is lost
 - `lmft.instructions`: From a model that goes on to one that answers: chat templates, four ways to make a set, and tuning on it
 - `lmft.learner`: One loop for everything: fastai's, made exact for tokens
 - `lmft.models`: Tiny configurations of real architectures, safe loading and saving, and which part of a model a method trains

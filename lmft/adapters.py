@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, Literal, Optional, Union   # peft's annotations, which the site evaluates here
 
 from .core import LmftError
-from .models import add_adapter, base_of, method, virtual_tokens
-from peft import (PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig, PrefixTuningConfig,
-                  PeftType, PromptTuningConfig, PromptTuningInit, TaskType)
+from .models import adapter_config, add_adapter, base_of, method, virtual_tokens
+from peft import (PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig, PeftType, PrefixTuningConfig,
+                  PromptTuningConfig, PromptTuningInit, TaskType)
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
@@ -146,8 +146,7 @@ def load_beside(
     if not (Path(path)/'adapter_model.safetensors').exists():
         raise LmftError(f'{path}: there is no adapter_model.safetensors')
     if name in model.peft_config: raise LmftError(f"the model has an adapter '{name}' already; take another name")
-    try: other = PeftConfig.from_pretrained(str(path)).base_model_name_or_path
-    except KeyError as e: raise LmftError(f'{path}: the kind of adapter {e} is unknown') from e
+    other = adapter_config(path).base_model_name_or_path
     mine = model.active_peft_config.base_model_name_or_path
     if other!=mine: raise LmftError(f'{path}: this adapter belongs to {other}, but the model is {mine}')
     known = set(model.parameters())

@@ -9,10 +9,10 @@ Docs: https://lmft-org.github.io/lmft/callbacks.html.md"""
 
 # %% auto #0
 __all__ = ['peak_tflops', 'Precision', 'ScaledStep', 'mixed_precision', 'step_flops', 'peak_flops', 'memory_gb', 'StepLog',
-           'JsonLines', 'WandbLog', 'wandb_rows', 'SampleText']
+           'finite', 'JsonLines', 'WandbLog', 'wandb_rows', 'SampleText']
 
 # %% ../nbs/07_callbacks.ipynb #9403b53b
-import json, os, struct, time, uuid
+import json, math, os, struct, time, uuid
 from itertools import takewhile
 from pathlib import Path
 
@@ -72,7 +72,8 @@ def step_flops(
     row_len:int,     # Tokens of a row, of which each looks at each
 ) -> float:
     "Operations that one step needs, forward and backward (arXiv:2204.02311, appendix B; causal attention not halved)"
-    blocks,head,flops = [*blocks_of(model)],head_of(model),0.
+    blocks,head,flops,c = [*blocks_of(model)],head_of(model),0.,model.config
+    width = c.num_attention_heads*(getattr(c, 'head_dim', None) or c.hidden_size//c.num_attention_heads)  # of all heads
     first = next(blocks[0].parameters())
     lower = takewhile(lambda p: p is not first, model.parameters())                                  # in order of depth
     below = virtual_tokens(model)>0 or any(p.requires_grad for p in lower)
@@ -80,8 +81,11 @@ def step_flops(
         below = below or any(p.requires_grad for p in b.parameters())
         for p in b.parameters():
             if p.ndim==2: flops += tokens*p.numel()*(2+2*below+2*p.requires_grad)
-        flops += tokens*4*model.config.hidden_size*row_len*(1+2*below)
-    return flops+targets*head.weight.numel()*(2+2*below+2*head.weight.requires_grad)
+        flops += tokens*4*width*row_len*(1+2*below)
+    for p in head.parameters():                                                      # some have two matrices
+        if p.ndim==2: flops += targets*p.numel()*(2+2*below+2*p.requires_grad)
+        below = below or p.requires_grad
+    return flops
 
 # %% ../nbs/07_callbacks.ipynb #26357bdb
 peak_tflops = {'B200': 2250, 'H200': 989, 'H100 PCIe': 756, 'H100 80GB HBM3': 989, 'A100': 312, 'L40S': 362,
@@ -91,7 +95,7 @@ def peak_flops(
     device,         # torch device
     precision:str,  # 'fp32', 'bf16' or 'fp16'
 ):                  # Operations a second, or None
-    "What a device can do at most in half precision, if its data sheet is known"
+    "Dense operations a second in half precision by the data sheet; None on a CPU, in fp32, or for a chip not in the table"
     if device.type!='cuda' or precision=='fp32': return None
     name = torch.cuda.get_device_name(device)
     return next((1e12*x for k,x in peak_tflops.items() if k in name), None)
@@ -99,7 +103,7 @@ def peak_flops(
 def memory_gb(
     device,  # torch device
 ) -> float:
-    "Peak memory of tensors on a GPU, or what the process holds of the CPU's, in GiB"
+    "GiB: the most that tensors took of a GPU so far, or what the process holds of the CPU's memory now; not to be compared"
     if device.type=='cuda': return torch.cuda.max_memory_allocated(device)/2**30
     return psutil.Process().memory_info().rss/2**30
 
@@ -113,7 +117,7 @@ class StepLog(Callback):
     ):
         self.every,self.sinks,self.rows,self.seconds,self.trained = every,sinks,[],0.,False
 
-    def before_fit(self): self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
+    def before_fit(self): self.run = self.learn.trains
     def before_train(self):
         self.trained = True
         self.tokens,self.sum,self.n = (self.rows[-1]['tokens'] if self.rows else 0),0.,0.
@@ -167,16 +171,22 @@ def after_epoch(self:StepLog):
     self._send()
 
 # %% ../nbs/07_callbacks.ipynb #71aadd0d
+def finite(
+    row:dict,  # Figures
+) -> dict:
+    "The row as JSON can hold it: None where a figure is infinite or NaN"
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k,v in row.items()}
+
 class JsonLines:
     "A file that gets one JSON object a line"
     def __init__(self,
-        path,  # File, begun anew
+        path,  # File, begun anew with the first row
     ):
-        self.path = Path(path)
+        self.path,self.mode = Path(path),'w'
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text('')
     def log(self, row):
-        with open(self.path, 'a') as f: f.write(json.dumps(row)+'\n')
+        with open(self.path, self.mode) as f: f.write(json.dumps(finite(row), allow_nan=False)+'\n')
+        self.mode = 'a'
 
 # %% ../nbs/07_callbacks.ipynb #1124a7fa
 class WandbLog:
@@ -198,10 +208,13 @@ class WandbLog:
                                    id=name.read_text(), reinit='finish_previous', **more)
         except wandb.errors.Error as e:
             raise LmftError(f'W&B cannot be opened: {e}; set WANDB_MODE=offline to log to {name.parent}') from e
+        self.table = {}
         self.run.define_metric('tokens')
         self.run.define_metric('*', step_metric='tokens')
 
-    def log(self, row): self.run.log(row, step=row['step'])
+    def log(self, row):
+        self.run.log(row | self.table, step=row['step'])
+        self.table = {}
 
 # %% ../nbs/07_callbacks.ipynb #376737d5
 def _wandb_key():
@@ -213,10 +226,9 @@ def _wandb_key():
 
 @patch
 def samples(self:WandbLog, rows):
-    "Samples of text as a table"
+    "Samples of text as a table, which goes with the next row: W&B drops what comes later for an earlier step"
     import wandb
-    table = wandb.Table(columns=[*rows[0]], data=[[*r.values()] for r in rows])
-    self.run.log(dict(samples=table), step=rows[-1]['step'])
+    self.table = dict(samples=wandb.Table(columns=[*rows[0]], data=[[*r.values()] for r in rows]))
 
 @patch
 def finish(self:WandbLog,
@@ -225,6 +237,7 @@ def finish(self:WandbLog,
 ):
     "Close the run, with its final figures and the card of the model"
     import wandb
+    if self.table: self.run.log(self.table)                                              # sampled after the last row
     self.run.summary.update(metrics)
     if card:
         kept = wandb.Artifact('model-card', type='model-card')
@@ -264,7 +277,7 @@ class SampleText(Callback):
         self.tok,self.prompts,self.every,self.max_new_tokens,self.samples = tok,prompts,every,max_new_tokens,[]
         self.sinks = sinks
 
-    def before_fit(self): self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
+    def before_fit(self): self.run = self.learn.trains
     def before_train(self):
         if not self.samples: self._sample(self.learn.train_iter)
     def after_batch(self):

@@ -1,4 +1,4 @@
-"""A run that is killed goes on as if nothing had happened, to the same weights bit for bit
+"""A run that is cut off goes on as if nothing had happened, to the same weights bit for bit
 
 What a run needs to go on exactly: weights and optimiser, the place in the schedule and in the data, every source of
 chance, and what the log has added up. `Checkpoint` writes it all at once or not at all, as tensors and JSON, never as a
@@ -35,7 +35,7 @@ def rng_state() -> dict:
     "Every global source of chance (Python, NumPy, torch, the GPU in use), as JSON can hold it"
     kind,keys,*rest = np.random.get_state()
     return dict(python=random.getstate(), numpy=[kind, keys.tolist(), *rest], torch=torch.get_rng_state().tolist(),
-                cuda=[torch.cuda.get_rng_state().tolist()] if torch.cuda.is_available() else [])
+                cuda=[torch.cuda.get_rng_state().tolist()] if torch.cuda.is_initialized() else [])
 
 def set_rng_state(
     state:dict,  # As `rng_state` gives it, also after a trip through JSON
@@ -132,7 +132,7 @@ def _set_tensors(model, opt, found):
 def checkpoints(
     path,  # Folder of checkpoints
 ) -> list: # Of Path, oldest first
-    "The whole checkpoints in a folder"
+    "The complete checkpoints in a folder"
     return sorted(p for p in Path(path).glob('step-*') if (p/'state.json').exists())
 
 def _read(path):
@@ -141,11 +141,13 @@ def _read(path):
 
 def read_checkpoint(
     path,  # Folder of checkpoints
-):         # (state, tensors), or None if there is none yet
+):         # (state, tensors); None if the folder holds none yet
     "The newest checkpoint that can be read; a damaged one is passed over with a warning"
-    for p in reversed(checkpoints(path)):
+    found = checkpoints(path)
+    for p in reversed(found):
         try: return _read(p)
-        except LmftError as e: warnings.warn(f'{e}; the one before is taken')
+        except LmftError as e: warnings.warn(f'{e}; an older one is looked for')
+    if found: raise LmftError(f'{path}: none of its checkpoints can be read; to begin anew, remove the folder')
 
 # %% ../nbs/09_checkpoints.ipynb #34beb80c
 class Checkpoint(Callback):
@@ -154,14 +156,13 @@ class Checkpoint(Callback):
     def __init__(self,
         path,               # Folder of the checkpoints
         every:int=100,      # Steps between them
-        keep:int=2,         # So many are kept, the newest
-        resume:bool=False,  # Go on from the newest one, if there is any
+        keep:int=2,         # So many are kept, the newest; at least 1
+        resume:bool=False,  # Go on from the newest, if there is one; False: begin anew and DELETE those in the folder
     ): self.folder,self.every,self.keep,self.resume = Path(path),every,keep,resume
 
     def before_fit(self):
-        self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
-        self.found = None
-        if not self.run or self.opt is None: return                                          # a validation, no training
+        self.run,self.found = self.learn.trains,None
+        if not self.run: return                                        # a validation by itself must leave them alone
         if not rank_distrib():
             for half in self.folder.glob('.step-*.tmp'): shutil.rmtree(half, ignore_errors=True)
             for old in [] if self.resume else checkpoints(self.folder): shutil.rmtree(old)           # of another run
@@ -177,23 +178,28 @@ class Checkpoint(Callback):
         self.found,self.resume = None,False
     def after_batch(self):
         if self.training and self.learn.train_iter%self.every==0: self.save()
+    def before_validate(self): self.rng = rng_state()            # whoever saves in a validation means its beginning
 
 # %% ../nbs/09_checkpoints.ipynb #b21710b7
 @patch
 def _check(self:Checkpoint, state, tensors):
     "Refuse what was saved of another run"
-    mine = {k: list(v.shape) for k,v in _tensors(self.model, self.opt.opt).items()}
-    theirs = {k: list(v.shape) for k,v in tensors.items() if k.startswith('weight/')}
+    mine,theirs = ({k: list(v.shape) for k,v in found.items() if k.startswith('weight/')}
+                   for found in (_tensors(self.model, self.opt.opt), tensors))
     if mine!=theirs:
         odd = min(k for k in mine.keys()|theirs.keys() if mine.get(k)!=theirs.get(k)).removeprefix('weight/')
         raise LmftError(f'{self.folder}: the checkpoint is of another model; {odd} differs')
     now = dict(begun_with=self.begun_with, n_epoch=self.n_epoch, n_iter=len(self.dls.train), processes=len(_of_all(0)))
+    words = dict(begun_with='hash of the starting weights', n_epoch='number of epochs', n_iter='number of batches of an epoch',
+                 processes='number of processes')
     for name,now in now.items():
         if state[name]!=now:
-            raise LmftError(f'{self.folder}: the checkpoint is of another run; {name} is {now}, it was {state[name]}')
+            raise LmftError(f'{self.folder}: the checkpoint is of another run; the {words[name]} is {now}, it was {state[name]}')
 
 @patch
 def _restore(self:Checkpoint, state, tensors):
+    damaged = [p for p in checkpoints(self.folder) if p.name>f"step-{state['train_iter']:08d}"]    # else newer than all to come
+    for p in damaged if not rank_distrib() else []: shutil.rmtree(p)
     _set_tensors(self.model, self.opt.opt, tensors)
     self.epoch_start,self.data = state['train_iter']-state['iter'],state['data']
     self.learn.train_iter,self.learn.pct_train = state['train_iter'],state['pct_train']
@@ -213,7 +219,7 @@ def save(self:Checkpoint):
     "Write a checkpoint, all at once or not at all, then let the oldest go"
     learn,step = self.learn,self.learn.train_iter
     smooth,scaler = learn.recorder.smooth_loss,getattr(learn, 'precision', None)
-    rng = _of_all(rng_state())
+    rng = _of_all(rng_state() if self.training else self.rng)
     if rank_distrib(): return                                                                # one writes for all
     state = dict(begun_with=self.begun_with, processes=len(rng), n_epoch=self.n_epoch,
                  n_iter=len(self.dls.train), epoch=self.epoch, iter=step-self.epoch_start, train_iter=step,
@@ -239,8 +245,8 @@ class KeepBest(Callback):
         path,  # File for them, safetensors
     ): self.path = Path(path)
     def before_fit(self):
-        self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
-        self.best,self.step = float('inf'),None
+        self.run = self.learn.trains
+        if self.run: self.best,self.step = float('inf'),None
 
     def after_epoch(self):
         loss = dict(zip(self.recorder.metric_names, self.recorder.log)).get('valid_loss')

@@ -16,7 +16,7 @@ import json, sys
 from functools import partial
 from pathlib import Path
 
-from .runs import (ask_doctor, begin_folder, check_options, clear_folder, complete, free_folder, keep_data,
+from .runs import (_writing, ask_doctor, begin_folder, check_options, clear_folder, complete, free_folder, keep_data,
                        model_dir, options, plot_bars, read_all, read_data, run_config, run_training, write_jsonl, write_metrics)
 
 # %% ../nbs/20b_commands.ipynb #ef94c9f6
@@ -338,7 +338,7 @@ def loco(**o):
     "Leave one cluster of tasks out, and one task of each cluster, and score what was left out"
     from types import SimpleNamespace
     import lmft.adapters
-    from lmft.callbacks import StepLog, mixed_precision
+    from lmft.callbacks import StepLog, finite, mixed_precision
     from lmft.core import set_seed
     from lmft.evaluation import column_means, columns, fold_rows, loco as leave_out, make_folds, shown_examples
     from lmft.models import load_model, trainable
@@ -352,25 +352,29 @@ def loco(**o):
     fold_rows(make_folds(train, o['seed']), train, test)             # what cannot be done is said before the first fold
     shown_examples(test, train, o['shots'], tok, seq_len, o['chat'], o['seed'])
     trainable(model, o['method'])
-    begin_folder(o, out, run_config(o, device, precision, o['lr']), bad)
+    with _writing(out): begin_folder(o, out, run_config(o, device, precision, o['lr']), bad)
     if o['resume'] and (out/'metrics.json').exists(): return json.loads((out/'metrics.json').read_text())
     _log_of_finished(out)
     def log(fold, row):
-        with open(out/'log.jsonl', 'a') as f: f.write(json.dumps(dict(fold=f'{fold.kind} {fold.name}', **row))+'\n')
+        with open(out/'log.jsonl', 'a') as f: f.write(json.dumps(finite(dict(fold=f'{fold.kind} {fold.name}', **row)))+'\n')
     def cbs(fold): return [*mixed_precision(precision), StepLog(10, [SimpleNamespace(log=partial(log, fold))])]
     set_seed(o['seed'])
-    table = leave_out(lambda: load_model(path).to(device), tok, train, test, out, o['shots'], seq_len, o['chat'],
-                      o['max_new_tokens'], o['seed'], cbs, method=o['method'], steps=o['max_steps'], lr=o['lr'],
-                      bs=o['bs'])
-    plot_bars(table, columns, out/'loco.png')
-    return write_metrics(o, out, column_means(table) | dict(left_out_too_long=long), bad)
+    with _writing(out):
+        table = leave_out(lambda: load_model(path).to(device), tok, train, test, out, o['shots'], seq_len, o['chat'],
+                          o['max_new_tokens'], o['seed'], cbs, method=o['method'], steps=o['max_steps'], lr=o['lr'],
+                          bs=o['bs'])
+        plot_bars(table, columns, out/'loco.png')
+        return write_metrics(o, out, column_means(table) | dict(left_out_too_long=long), bad)
 
 def _log_of_finished(out):
     "Keep the lines of folds that are finished; the others are trained, and logged, again"
     done = [json.loads(p.read_text()) for p in (out/'folds').glob('*.json')]
     done = {f"{d['kind']} {d['name']}" for d in done if 'kind' in d}
-    lines = map(json.loads, (out/'log.jsonl').read_text().splitlines()) if (out/'log.jsonl').exists() else []
-    write_jsonl([r for r in lines if r['fold'] in done], out/'log.jsonl')
+    rows = []
+    for l in (out/'log.jsonl').read_text().splitlines() if (out/'log.jsonl').exists() else []:
+        try: rows.append(json.loads(l))
+        except ValueError: pass                                                              # cut off by a kill
+    write_jsonl([r for r in rows if r['fold'] in done], out/'log.jsonl')
 
 # %% ../nbs/20b_commands.ipynb #ee9f468d
 def collect(**o):

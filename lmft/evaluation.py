@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 from .batches import lm_dls, sft_examples
 from .finetuning import tune_learner
 from .generation import encode_prompt
+from .guards import guarded
 from .models import base_of, virtual_tokens
 from .prompting import draw_examples, few_shot, respond
 from .records import _open, read_records
@@ -344,7 +345,7 @@ def tune(
     exs = sft_examples([*map(record, rows)], tok)
     dls = lm_dls(exs, exs[:bs], tok, seq_len, bs=bs, packed=False, seed=seed, device=model.device)
     learn = tune_learner(dls, model, method, lr, cbs)
-    with learn.no_bar(), learn.no_logging(): learn.fit_cos(steps=steps)
+    with learn.no_bar(), learn.no_logging(), guarded(learn): learn.fit_cos(steps=steps)
     return learn.model.hf
 
 # %% ../nbs/15_evaluation.ipynb #f43c9552

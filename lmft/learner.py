@@ -10,8 +10,8 @@ Docs: https://lmft-org.github.io/lmft/learner.html.md"""
 
 # %% auto #0
 __all__ = ['block_mask', 'HFModel', 'TermLoss', 'token_loss', 'over_ranks', 'TokenAccumulation', 'SumMetric', 'ExactLoss',
-           'Perplexity', 'Accuracy', 'BitsPerByte', 'AdamW', 'adamw', 'layer_groups', 'LMLearner', 'ClipNorm',
-           'lm_learner', 'StopAt']
+           'Perplexity', 'Accuracy', 'BitsPerByte', 'AdamW', 'AdamWrapper', 'adamw', 'layer_groups', 'LMLearner',
+           'ClipNorm', 'lm_learner', 'StopAt']
 
 # %% ../nbs/05_learner.ipynb #76e903ef
 import math, sys
@@ -147,11 +147,18 @@ class TokenAccumulation(Callback):
 
     def _backward(self, inputs, *targets):
         "Loss of one micro-batch, its gradient added up"
-        self.learn.loss_grad = self.loss_func(self.model(inputs), *targets)
+        pred = self.model(inputs)
+        self.learn.loss_grad = self.loss_func(pred, *targets)
+        if self.recorder.train_metrics: self._measure(pred, targets)
         loss = self.loss_grad.detach()
         self.learn('before_backward')                                   # a gradient scaler multiplies here
         self.loss_grad.backward()
         return loss
+
+    def _measure(self, pred, targets):
+        "Metrics of training see the last micro-batch by themselves, the others here"
+        self.learn.pred,self.learn.yb = pred,targets
+        for m in self.metrics: m.accumulate(self.learn)
 
     def after_loss(self): self.learn.loss = self.loss.detach()+self.done
     def after_batch(self): self.learn.loss_func.n = None
@@ -221,9 +228,16 @@ class AdamW(torch.optim.AdamW):
                 kind['params'] += [p for p in g['params'] if (p.ndim>1)==matrix]
         return kinds
 
+class AdamWrapper(OptimWrapper):
+    "fastai's interface to `AdamW`; its hyper-parameters are asked for three times a step, so only those in use are told"
+    @property
+    def hypers(self):
+        names = dict(lr='lr', wd='weight_decay', eps='eps')
+        return [dict({k: g[v] for k,v in names.items()}, mom=g['betas'][0], sqr_mom=g['betas'][1]) for g in self.opt.param_groups]
+
 def adamw(params, lr=1e-3, mom=.9, sqr_mom=.99, eps=1e-8, wd=.1):
-    "fastai's optimiser interface to `AdamW`"
-    return OptimWrapper(params, AdamW, lr=lr, betas=(mom, sqr_mom), eps=eps, weight_decay=wd, fused=True)
+    "An `AdamWrapper` with groups of parameters, as fastai's Learner wants it"
+    return AdamWrapper(params, AdamW, lr=lr, betas=(mom, sqr_mom), eps=eps, weight_decay=wd, fused=True)
 
 # %% ../nbs/05_learner.ipynb #835d7907
 def layer_groups(
@@ -243,8 +257,19 @@ def layer_groups(
 # %% ../nbs/05_learner.ipynb #95cb5e72
 class LMLearner(Learner):
     "fastai's Learner for batches of `({inputs}, targets)`"
-    def _call_one(self, event_name):
-        if event_name=='after_fit' or not hasattr(event, event_name): return super()._call_one(event_name)
+    fitting = False
+    def fit(self, *args, **kwargs):
+        self.fitting = True
+        try: super().fit(*args, **kwargs)
+        finally: self.fitting = False
+
+    @property
+    def trains(self):
+        "Is this a fit, and no validation or prediction by itself, and no search for a rate?"
+        return self.fitting and not hasattr(self, 'lr_finder')
+
+    def __call__(self, event_name):
+        if event_name=='after_fit' or event_name not in event._fields: return super().__call__(event_name)
         for cb in self.cbs.sorted('order'):
             if event_name in vars(cb) or hasattr(type(cb), event_name): cb(event_name)
 

@@ -10,8 +10,8 @@ Docs: https://lmft-org.github.io/lmft/models.html.md"""
 
 # %% auto #0
 __all__ = ['sizes', 'archs', 'heads', 'methods', 'attention_layers', 'new_config', 'new_model', 'count_params', 'save_model',
-           'load_model', 'base_of', 'blocks_of', 'virtual_tokens', 'head_of', 'new_modules', 'method', 'trainable',
-           'add_adapter', 'merge_adapter']
+           'read_config', 'adapter_config', 'load_model', 'base_of', 'blocks_of', 'virtual_tokens', 'head_of',
+           'new_modules', 'method', 'trainable', 'add_adapter', 'merge_adapter']
 
 # %% ../nbs/04_models.ipynb #d1ad656a
 import re, sys
@@ -141,6 +141,28 @@ def _load_whole(path, head, **kwargs):
         raise LmftError(f'{path}: is a {model.config.model_type} model that looks to both sides; it cannot write text')
     return model
 
+# %% ../nbs/04_models.ipynb #c9260735
+def _first_line(e): return (str(e).splitlines() or [type(e).__name__])[0]
+
+def read_config(
+    path,  # Folder or hub name
+):
+    "The 🤗 configuration of a model; code that comes with it is never run"
+    try: return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as e:
+        raise LmftError(f'{path}: no configuration of a model can be read: {_first_line(e)}') from e
+
+def adapter_config(
+    path,  # Adapter folder
+):
+    "The configuration of an adapter, which names its base"
+    try: config = PeftConfig.from_pretrained(str(path))
+    except KeyError as e: raise LmftError(f'{path}: the kind of adapter {e} is unknown; import lmft.adapters first') from e
+    except (OSError, ValueError, TypeError) as e:
+        raise LmftError(f'{path}: adapter_config.json cannot be read: {_first_line(e)}') from e
+    if not config.base_model_name_or_path: raise LmftError(f'{path}: the adapter does not say which base model it belongs to')
+    return config
+
 # %% ../nbs/04_models.ipynb #15457580
 def load_model(
     path,                  # Folder written by `save_pretrained`, adapter folder, or hub name
@@ -154,12 +176,9 @@ def load_model(
     if not (local/'adapter_config.json').exists(): return _load_whole(path, head, **kwargs)
     if not (local/'adapter_model.safetensors').exists():
         raise LmftError(f'{path}: the adapter has no adapter_model.safetensors')
-    try: config = PeftConfig.from_pretrained(path)
-    except KeyError as e: raise LmftError(f'{path}: the kind of adapter {e} is unknown; import lmft.adapters first') from e
-    base = config.base_model_name_or_path
-    if not base: raise LmftError(f'{path}: the adapter does not say which base model it belongs to')
-    if (local/'config.json').exists(): kwargs = dict(id2label=AutoConfig.from_pretrained(path).id2label, **kwargs)
-    soft = config.is_prompt_learning                                   # peft refuses to train those further
+    config = adapter_config(path)
+    if (local/'config.json').exists(): kwargs = dict(id2label=read_config(path).id2label, **kwargs)
+    soft,base = config.is_prompt_learning,config.base_model_name_or_path        # peft refuses to train soft ones further
     model = PeftModel.from_pretrained(_load_whole(base, head, **kwargs), path, is_trainable=train_adapter and not soft)
     for n,p in model.named_parameters():
         if soft: p.requires_grad_(train_adapter and ('prompt_encoder.' in n or '.modules_to_save.' in n))

@@ -21,7 +21,7 @@ import copy, json, math, re
 from contextlib import nullcontext
 from pathlib import Path
 
-from .core import BadRecord, LmftError, atomic_write
+from .core import BadRecord, LmftError, atomic_write, dtypes, pick_precision
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
@@ -34,12 +34,13 @@ from tqdm.auto import tqdm
 
 from .adapters import disabled
 from .batches import LMDL, _row_len
+from .callbacks import Precision
 from .core import pick_device
 from .doctor import usual_lr
 from .finetuning import method_cbs, predict, tune_learner
 from .generation import _answer_example, evaluating, generate
 from .learner import HFModel, SumMetric, TokenAccumulation, lm_learner, token_loss
-from .models import base_of, trainable
+from .models import base_of, blocks_of, trainable
 from .records import read_records, split_records
 
 # %% ../nbs/16_preferences.ipynb #06c05b3f
@@ -200,9 +201,16 @@ def davidson_loss(
 
 # %% ../nbs/16_preferences.ipynb #df3b4d2c
 class NoDropout(Callback):
-    "Trains with dropout switched off"
+    "Trains with dropout switched off; blocks that `checkpoint_blocks` has set to be computed again still are"
     order,run_valid = TrainEvalCallback.order+1,False
-    def before_train(self): self.model.eval()
+    def before_train(self):
+        self.model.eval()
+        for b in blocks_of(self.model.hf):
+            if not getattr(b, 'gradient_checkpointing', False): continue
+            if own := [k for k,v in vars(b).items() if 'dropout' in k and isinstance(v, float) and v]:
+                raise LmftError(f'{type(b).__name__} has a {own[0]} of its own, which would come back with '
+                                'gradient checkpointing; train without it')
+            b.training = True                                # the block alone: the dropout layers in it stay off
 
 # %% ../nbs/16_preferences.ipynb #626d31ea
 def _mean(sums, name):
@@ -303,6 +311,7 @@ class Reference(Callback):
 def cache_logps(
     dl,     # `PairDL`
     model,  # The reference
+    amp=None,# dtype of its matrix products, that of the policy; None: that of the weights
 ):
     "Compute the reference's log-probabilities of all pairs once, and keep them with the examples"
     rows = sorted(dl.dataset, key=_row_len)
@@ -310,27 +319,34 @@ def cache_logps(
     batches = tqdm(batches, desc='reference', disable=None, delay=2)
     with evaluating(model), torch.random.fork_rng():                  # what follows shall not depend on it
         wrapped = HFModel(model)
+        wrapped.amp = amp
         refs = [row_logps(wrapped(inputs), tokens, n).cpu() for inputs,_,tokens,n in batches]
     for row,ref in zip(rows, torch.cat(refs).tolist()):
         for e,v in zip(row, ref): e['ref'] = v
 
 # %% ../nbs/16_preferences.ipynb #b59a0945
-def _adapter(dls, model, method):
+def _adapter(dls, model, method, amp):
     tuned = trainable(model, method)
     if tuned is model or not isinstance(tuned, PeftModel):
         raise LmftError(f"reference 'adapter' needs an adapter, which method '{method}' does not add; "
                         'use copy or cached')
     return tuned, [Reference(lambda: disabled(tuned))]
 
-def _copy(dls, model, method):
+def _copy(dls, model, method, amp):
     ref = copy.deepcopy(model).requires_grad_(False)
     return trainable(model, method), [Reference(lambda: nullcontext(ref.to(model.device)))]
 
-def _cached(dls, model, method):
-    for dl in dls.loaders: cache_logps(dl, model.to(dl.device))
+def _cached(dls, model, method, amp):
+    for dl in dls.loaders: cache_logps(dl, model.to(dl.device), amp)
     return trainable(model, method), []
 
-references = dict(adapter=_adapter, copy=_copy, cached=_cached)  # (dls, model, method) → (policy, callbacks)
+references = dict(adapter=_adapter, copy=_copy, cached=_cached)  # (dls, model, method, amp) → (policy, callbacks)
+
+def _amp(cbs, device):
+    "The dtype that a `Precision` among the callbacks will give to matrix products"
+    asked = next((cb.asked for cb in L(cbs) if isinstance(cb, Precision)), 'fp32')
+    used = pick_precision(asked, device)
+    return None if used=='fp32' else dtypes[used]
 
 # %% ../nbs/16_preferences.ipynb #9272ef04
 def _implicit(learn):
@@ -360,7 +376,7 @@ def dpo_learner(
 ):
     "A Learner for DPO"
     if reference not in references: raise LmftError(f"reference '{reference}' is unknown; use {', '.join(references)}")
-    policy,own = references[reference](dls, model, method)
+    policy,own = references[reference](dls, model, method, _amp(cbs, dls.device))
     own += [cb() for name,cb in method_cbs.items() if name==method.partition(':')[0]]
     def _loss(pred, ref, tokens, n):
         return dpo_loss(*row_logps(pred, tokens, n).unbind(1), *ref.unbind(1), beta)

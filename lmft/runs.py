@@ -13,7 +13,7 @@ __all__ = ['options', 'required', 'complete', 'check_options', 'free_folder', 'c
            'write_card', 'plot_loss', 'plot_bars', 'ask_doctor']
 
 # %% ../nbs/20a_runs.ipynb #cdf3ce41
-import json, math, os, platform, sys
+import hashlib, json, math, os, platform, sys
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -100,7 +100,6 @@ options = dict(
     tour=dict(size=(str, 'cpu', 'smoke, cpu or gpu'), **{k: v for k,v in _out.items() if k!='device'}))
 
 # %% ../nbs/20a_runs.ipynb #48fc60ca
-_no_dropout = {k: v for k,v in _train.items() if k!='gradient_checkpointing'}  # 🤗 checkpoints in training mode alone
 options |= dict(
     make=dict({k: _train[k] for k in ('data', *_out, 'on_bad')},
               how=(str, None, 'templates, guidelines or model'),
@@ -124,12 +123,12 @@ options |= dict(
                  prompts=_prompts, n=(int, 4, 'answers to each prompt'),
                  by=(str, 'gold', 'human, gold (the labeller of the tiny world, seed 0), or a file of rankings'),
                  temperature=(float, 1., 'of the answers'), max_new_tokens=(int, 32, 'most tokens of an answer')),
-    reward=dict(_no_dropout, model=(str, None, 'causal model that becomes the reward model'), method=(str, 'full', _methods),
+    reward=dict(_train, model=(str, None, 'causal model that becomes the reward model'), method=(str, 'full', _methods),
                 ties=(bool, False, 'learn from ties, too (Davidson); else they are left out (Bradley–Terry)')),
-    dpo=dict(_no_dropout, model=(str, None, 'causal model to tune'), method=(str, 'lora', _methods),
+    dpo=dict(_train, model=(str, None, 'causal model to tune'), method=(str, 'lora', _methods),
              beta=(float, .1, 'price of leaving the model that was tuned'),
              reference=(str, None, 'adapter, copy or cached (default: adapter if one is trained, else cached)')),
-    ppo=dict({k: v for k,v in _no_dropout.items() if k not in ('data', 'valid', 'epochs', 'seq_len', 'keep_best')},
+    ppo=dict({k: v for k,v in _train.items() if k not in ('data', 'valid', 'epochs', 'seq_len', 'keep_best')},
              prompts=_prompts,
              model=(str, None, 'causal model to tune'), reward=(str, None, 'reward model'),
              method=(str, 'lora', 'full, last:N, lora[:R], seq_adapter[:R] or par_adapter[:R]'),
@@ -174,7 +173,8 @@ def check_options(o):
     from lmft.core import LmftError, pick_device, pick_precision
     for k in ('epochs', 'max_steps', 'bs', 'n_acc', 'seq_len', 'lr', 'max_new_tokens', 'n_words', 'rows', 'n',
               'rouge', 'beta', 'save_every', 'tokens', 'vocab_size'):
-        if o.get(k) is not None and not o[k]>0: raise LmftError(f'--{k} is {o[k]}; it must be more than 0')
+        if o.get(k) is not None and not 0<o[k]<math.inf: raise LmftError(f'--{k} is {o[k]}; it must be more than 0')
+    if not 0<=o.get('seed', 0)<2**32: raise LmftError(f"--seed is {o['seed']}; it must be 0 or more, and less than 2**32")
     for k,allowed in _allowed.items():
         if o.get(k) is not None and o[k] not in allowed:
             raise LmftError(f"--{k} is '{o[k]}'; this version knows {', '.join(allowed)}")
@@ -201,7 +201,8 @@ def free_folder(o):
     from lmft.core import LmftError
     out,resume = Path(o['out']),o.get('resume')
     if resume and o['overwrite']: raise LmftError('--resume goes on with a run, --overwrite replaces it; give one of them')
-    if out.exists() and not out.is_dir(): raise LmftError(f'{out}: is a file; --out must be a folder')
+    for p in (out, *out.parents):
+        if p.is_file(): raise LmftError(f'{p}: is a file; --out must be a folder')
     if not out.is_dir() or not any(out.iterdir()) or o['overwrite']: return out
     if not resume: raise LmftError(f'{out}: the folder is not empty; take another one, go on with the run in it with '
                                    '--resume, or replace it with --overwrite')
@@ -241,17 +242,22 @@ def _same_run(old, new):
 
 def begin_folder(o, out, config, bad=()):
     "Clear the folder and leave there what is known before the work; or see that the run to go on with is the same"
-    from lmft.core import atomic_write
+    from lmft.core import _remove, atomic_write
     path = out/'config.json'
-    if o.get('resume') and path.exists(): return _same_run(json.loads(path.read_text()), config)
+    if o.get('resume') and path.exists():
+        _same_run(json.loads(path.read_text()), config)
+        for half in out.glob('.*.tmp'): _remove(half)                          # of a run that was killed while it wrote
+        if (out/'metrics.json').exists(): _remove(out/'checkpoints')           # or just before the end
+        return
     clear_folder(out)
     with atomic_write(path) as f: json.dump(config, f, indent=1)
     if bad: write_jsonl([b.as_dict() for b in bad], out/'bad_records.jsonl')
 
 def write_metrics(o, out, metrics, bad=()):
     "The figures of a run, its last file, with null for what cannot be known; returns them"
+    from lmft.callbacks import finite
     from lmft.core import atomic_write
-    metrics = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k,v in metrics.items()}
+    metrics = finite(metrics)
     if o['on_bad']=='skip': metrics['bad_records'] = len(bad)
     with atomic_write(out/'metrics.json') as f: json.dump(metrics, f, indent=1)
     return metrics
@@ -303,6 +309,14 @@ def keep_data(o, fields):
     if not frac: return records, keep([o['valid']]), bad
     return *(records[places] for places in split_places(records, frac, o['seed'])), bad
 
+# %% ../nbs/20a_runs.ipynb #bc46e729
+def _files_hash(folder, *patterns):
+    "A hash of the files of a folder that fit a pattern"
+    files = sorted({f for p in patterns for f in Path(folder).glob(p) if f.is_file()})
+    def digest(f):
+        with f.open('rb') as b: return f.name, hashlib.file_digest(b, 'sha256').hexdigest()
+    return hashlib.sha256(repr([*map(digest, files)]).encode()).hexdigest()[:16]
+
 # %% ../nbs/20a_runs.ipynb #e53cc1ff
 def run_config(o, device, precision='fp32', lr=None):
     "All that is needed to do the run again"
@@ -310,6 +324,9 @@ def run_config(o, device, precision='fp32', lr=None):
     libs = {lib: version(lib) for lib in ('lmft', 'torch', 'transformers', 'fastai', 'peft')}
     data = {k: fingerprint(o[k]) for k in ('data', 'keep', 'tasks', 'prompts') if o.get(k)}
     if 'valid' in o and _fraction(o['valid']) is None: data['valid'] = fingerprint([o['valid']])
+    kinds = dict(model=('*token*', 'chat_template*', 'vocab*', 'merges*'), reward=('*.safetensors', '*.json', '*.jinja'))
+    folders = {k: Path(model_dir(o[k])) for k in kinds if o.get(k)}                # weights of the model: by Checkpoint
+    data |= {k: _files_hash(f, *kinds[k]) for k,f in folders.items() if f.is_dir()}
     libs['python'] = platform.python_version()
     return {**o, 'lr': lr, 'device': str(device), 'precision': precision, 'versions': libs, 'fingerprint': data}
 
@@ -317,9 +334,13 @@ def run_config(o, device, precision='fp32', lr=None):
 def _watchers(o, out, config, steps, tok, prompts):
     "What logs a run: (sinks that are to be closed, callbacks); the first of several processes speaks for all"
     from lmft.callbacks import JsonLines, SampleText, StepLog, WandbLog
+    from lmft.core import LmftError
     from lmft.processes import rank_distrib
     if rank_distrib(): return [], [StepLog()]
-    tracks = [WandbLog(config, out)] if o['log']=='wandb' else []
+    try: tracks = [WandbLog(config, out)] if o['log']=='wandb' else []
+    except LmftError:
+        if not o['resume']: clear_folder(out)                                # the command may be given again as it is
+        raise
     log = StepLog(10 if steps>50 else 1, [JsonLines(out/'log.jsonl'), *tracks])
     return tracks, [log, *([SampleText(tok, prompts, sinks=tracks)] if prompts else [])]
 
@@ -337,8 +358,11 @@ def _less_memory(o, device, precision):
     "What the estimate says of a run that did not fit into memory, and of one that takes less; None if it cannot tell"
     from lmft.core import LmftError
     from lmft.estimate import estimate, mend
+    heads = dict(classify='rows', ner='tokens', qa='spans', generate='causal') if not o.get('generative') else {}
+    if o['command'] not in ('pretrain', 'finetune', 'sft'): return             # their rows are pairs, or not alone
     kw = {k: o[k] for k in ('method', 'bs', 'n_acc', 'seq_len', 'arch', 'vocab_size') if o.get(k)}
     kw |= dict(model=str(model_dir(o['model'])), precision=precision, device=str(device))
+    if o.get('task') in heads: kw['head'] = heads[o['task']]
     if o.get('objective', 'clm')!='clm': kw = dict(arch='bert', head='masked') | kw
     try:
         now = estimate(**kw)
@@ -369,13 +393,15 @@ def _last_figures(o, learn, names, metrics):
                 **count_params(learn.model.hf))
 
 # %% ../nbs/20a_runs.ipynb #cd8a3cc9
-def _prepared(o, device, precision, learner):
-    "The Learner with what every run has"
+def _prepared(o, device, precision, learner, less):
+    "The Learner with what every run has; making it may take memory, for a reference or for first answers"
     from lmft.callbacks import mixed_precision
     from lmft.finetuning import method_cbs
+    from lmft.guards import memory_guarded
     from lmft.processes import Processes
     from lmft.speed import checkpoint_blocks, compile_blocks, loss_cbs
-    learn = learner(cbs=[*mixed_precision(precision), Processes(device)])
+    def mend(): return less() or 'take a smaller --bs with a larger --n_acc, or --method lora'
+    with memory_guarded(o['bs']*o['n_acc'], mend): learn = learner(cbs=[*mixed_precision(precision), Processes(device)])
     if o.get('gradient_checkpointing'): checkpoint_blocks(learn.model.hf)
     if o.get('compile'): compile_blocks(learn.model.hf)
     learn.add_cbs(loss_cbs(learn))
@@ -414,16 +440,17 @@ def run_training(
     from lmft.core import _remove
     from lmft.guards import guarded
     from lmft.processes import in_turn, rank_distrib
-    learn = _prepared(o, device, precision, learner)
+    less = partial(_less_memory, o, device, precision)
+    learn = _prepared(o, device, precision, learner, less)
     config = run_config(o, device, precision, learn.lr)
-    in_turn(begin_folder, o, out, config, bad)
+    with _writing(out): in_turn(begin_folder, o, out, config, bad)
     if (out/'metrics.json').exists(): return json.loads((out/'metrics.json').read_text())      # nothing is left to do
     per_epoch = len(learn.dls.train)
     steps = o['max_steps']*(per_epoch if rounds else 1) if o['max_steps'] else per_epoch*o['epochs']
-    tracks,watch = _watchers(o, out, config, steps, tok, prompts)
+    with _writing(out): tracks,watch = _watchers(o, out, config, steps, tok, prompts)
     learn.add_cbs(watch)
     names = ['valid_loss', *('valid_bpb' if m.name=='bpb' else m.name for m in learn.metrics)] if not rounds else []
-    with _writing(out), guarded(learn, partial(_less_memory, o, device, precision)):
+    with _writing(out), guarded(learn, less):
         metrics = _fit(o, out, learn, names, steps, keep_dl)
         metrics = _last_figures(o, learn, names, metrics | (after() if after else {})) | dict(extra)
         if rank_distrib(): return metrics                                                        # one writes for all

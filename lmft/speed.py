@@ -12,7 +12,7 @@ Docs: https://lmft-org.github.io/lmft/speed.html.md"""
 __all__ = ['peak_memory', 'head_loss', 'FusedLoss', 'loss_cbs', 'checkpoint_blocks', 'compile_blocks']
 
 # %% ../nbs/07b_speed.ipynb #0fdb6aab
-import os, shutil
+import os, shlex, shutil
 from itertools import accumulate
 
 from .core import LmftError
@@ -70,14 +70,17 @@ def _obstacle(learn):
     head = base_of(model.hf).get_output_embeddings()
     if learn.loss_func.func is not token_loss: return 'the loss is not that of tokens'
     if type(head) is not nn.Linear: return 'the head is not a plain matrix'
+    if learn.recorder.train_metrics: return 'metrics of the training need logits'
     if num_distrib()>1 and head.weight.requires_grad:
         return 'several processes only share gradients of what the model itself uses, and now the loss uses the head'
     ids = torch.tensor([i for i in range(4) if i!=base_of(model.hf).config.pad_token_id])
     was = model.training
     inputs,_ = to_device(make_batch([[dict(input_ids=ids, labels=ids)]]), head.weight.device)
+    amp,model.amp = model.amp,None                                           # an interrupted fit may have left it
     with torch.no_grad():
         logits = model.eval()(inputs)
         with _head_off(head): h = model(inputs)
+    model.amp = amp
     model.train(was)
     if h.shape[-1]!=head.in_features or not torch.allclose(head(h), logits, atol=1e-4):
         return 'the model changes its logits after the head'
@@ -90,7 +93,7 @@ class _head_off:
 
 # %% ../nbs/07b_speed.ipynb #305af890
 class FusedLoss(Callback):
-    "Trains on `token_loss` without ever making all logits; all else stays as it is"
+    "Trains on `token_loss` without ever making all logits; all else stays, but each target is told the mean loss"
     order = TokenAccumulation.order-1
     def __init__(self,
         chunk:int=256,  # Targets whose logits are made at once
@@ -146,8 +149,8 @@ def compile_blocks(
     **kwargs # Other arguments of `torch.compile`, such as `backend`
 ):
     "The model with compiled blocks, the same code for all lengths; the first steps take long"
-    cxx = os.environ.get('CXX', 'g++')
-    if not kwargs and not (shutil.which(cxx) or shutil.which('clang++')):
-        raise LmftError(f'torch.compile needs a C++ compiler, but {cxx} is not there; install it, or do not compile')
+    cxx = shlex.split(os.environ.get('CXX', ''))[:1] or ['g++']
+    if not kwargs and not shutil.which(cxx[0]):
+        raise LmftError(f'torch.compile needs a C++ compiler, but {cxx[0]} is not there; install it, or do not compile')
     for b in blocks_of(model): b.compile(dynamic=True, **kwargs)
     return model

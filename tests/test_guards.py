@@ -100,7 +100,7 @@ def test_wandb_holds_the_log_and_goes_on_as_one_run(argv, whole, tmp_path):
     while lines(out/'log.jsonl')[-1]['step'] not in rows and time.time()<until: rows = wandb_rows(files[1])   # W&B's own process writes
     assert {*wandb_rows(files[0])}<={*rows}
     for row in lines(out/'log.jsonl'): assert {k: rows[row['step']][k] for k in row}==row
-    assert rows[0]['samples.ncols']==3 and rows[max(rows)]['samples.nrows']>=6
+    assert rows[min(rows)]['samples.ncols']==3 and rows[max(rows)]['samples.nrows']>=6
     for p in out.rglob('*'):
         if p.is_file(): assert b'nobody-should-see' not in p.read_bytes() and b'k'*40 not in p.read_bytes(), p
     assert b'model-card' in files[1].read_bytes()
@@ -110,6 +110,7 @@ def test_a_key_that_wandb_refuses(argv, tmp_path, monkeypatch):
     monkeypatch.setenv('WANDB_API_KEY', 'short')
     err = run(*argv, '--log', 'wandb', '--out', tmp_path/'run', code=2)
     assert 'W&B cannot be opened' in err and 'WANDB_MODE=offline' in err
+    assert not [*(tmp_path/'run').iterdir()]                                   # the corrected command needs no --overwrite
 
 def test_the_card_of_a_model_tells_what_was_done(whole):
     card = ModelCard.load(whole/'model'/'README.md')

@@ -6,12 +6,14 @@ from fastai.callback.core import Callback
 import lmft.adapters
 from lmft.core import BadRecord, LmftError, set_seed
 from lmft.batches import train_tokenizer
+from lmft.checkpoints import weights_hash
 from lmft.generation import seq_logps
 from lmft.learner import HFModel
-from lmft.models import load_model, new_model, save_model
+from lmft.models import blocks_of, load_model, new_model, save_model
 from lmft.preferences import (PairDL, cache_logps, dpo_dls, dpo_learner, dpo_loss, pair_examples, rankings_to_pairs,
                               reward_dls, reward_learner, reward_scores, row_logps, split_by_prompt)
 from lmft.records import read_records
+from lmft.speed import checkpoint_blocks
 from lmft.world.facts import World
 from lmft.world.judge import pair_rows, ranking_rows
 
@@ -109,6 +111,35 @@ def test_reference_modes_are_equal(dropout, n_acc):
         assert not any(p.requires_grad for n,p in learn.model.named_parameters() if 'lora' not in n)
     for a,b,c in zip(*losses.values()):
         assert a==pytest.approx(b, abs=2e-5) and a==pytest.approx(c, abs=2e-5)
+
+def norm_calls(m):
+    "How often the first norm of the first block is reached, counted from now on: checkpointing calls it once more a step"
+    norm,n = next(x for x in blocks_of(m)[0].modules() if isinstance(x, torch.nn.LayerNorm)),[]
+    norm.register_forward_pre_hook(lambda *_: n.append(1))
+    return n
+
+@pytest.mark.parametrize('reference, method', [('adapter', 'lora'), ('copy', 'full'), ('adapter', 'seq_adapter')])
+def test_blocks_computed_again_train_alike_without_dropout(reference, method):
+    "`checkpoint_blocks` takes effect though dropout is off, dropout stays off, and the weights are equal bit for bit"
+    weights,counts = [],[]
+    for prepare in (lambda m: m, checkpoint_blocks):
+        m = model(arch='gpt2', attn_pdrop=.3, resid_pdrop=.3, embd_pdrop=.3)
+        set_seed(0)
+        learn = dpo_learner(dpo_dls(rows[:16], rows[16:], tok, bs=4), m, method, reference=reference, lr=3e-3)
+        prepare(learn.model.hf)
+        n = norm_calls(learn.model.hf)
+        learn.fit_cos(2)
+        weights.append(weights_hash(learn.model))
+        counts.append(len(n))
+    assert weights[0]==weights[1]
+    assert counts[1]-counts[0]==learn.train_iter
+
+def test_dropout_of_a_block_itself_is_not_let_in():
+    from transformers import OPTConfig, OPTForCausalLM
+    opt = OPTForCausalLM(OPTConfig(vocab_size=len(tok), hidden_size=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2,
+                                   word_embed_proj_dim=16, max_position_embeddings=128))
+    learn = dpo_learner(dpo_dls(rows[:4], rows[16:], tok, bs=4), checkpoint_blocks(opt), 'full', reference='copy')
+    with pytest.raises(LmftError, match='OPTDecoderLayer has a dropout of its own'): learn.fit_cos(1)
 
 @pytest.mark.parametrize('reference', ['copy', 'cached'])
 def test_gradual_unfreezing_comes_with_its_method(reference):

@@ -63,14 +63,50 @@ def test_resume_of_what_never_began_and_of_what_is_done(commands, whole, tmp_pat
     run(*commands['sft'], '--save_every', 4, '--out', tmp_path/'new', '--resume')
     assert {p: p.stat().st_mtime_ns for p in (tmp_path/'new').rglob('*')}==before
 
-def test_another_run_is_refused(commands, whole, tmp_path):
+@pytest.fixture
+def changed(request):
+    "Changes a file until the test is over"
+    def change(path, how):
+        before = path.read_bytes()
+        request.addfinalizer(lambda: path.write_bytes(before))
+        path.write_bytes(how(before))
+    return change
+
+def test_another_run_is_refused(commands, whole, changed):
     "Other options, other data, another command: each named, and nothing is touched"
-    out,text = whole/'clm',tmp_path/'text.jsonl'
+    out = whole/'clm'
     before = weights(out)
     assert 'lr' in run(*commands['clm'], '--lr', '0.01', '--out', out, '--resume', code=2)
     assert 'seed' in run(*commands['clm'], '--seed', '3', '--out', out, '--resume', code=2)
-    text.write_text(''.join(json.dumps(dict(text=f'Another text, number {i}.'))+'\n' for i in range(400)))
-    other = [text if str(a).endswith('text.jsonl') else a for a in commands['clm']]
-    assert 'data' in run(*other, '--out', out, '--resume', code=2)
     assert 'pretrain' in run(*commands['sft'], '--out', out, '--resume', code=2)
+    changed(commands['clm'][2], lambda b: b.replace(b'the', b'that'))
+    assert 'fingerprint of data' in run(*commands['clm'], '--out', out, '--resume', code=2)
     assert weights(out)==before
+
+def test_another_model_in_the_same_place_is_refused(commands, whole, changed, tmp_path):
+    "Another reward model, another chat template, other weights; the log stays as it was"
+    rm,base = (commands['ppo'][commands['ppo'].index(k)+1] for k in ('--reward', '--model'))
+    changed(rm/'model/model.safetensors', lambda b: b[:-1]+bytes([b[-1]^1]))
+    assert 'fingerprint of reward' in run(*commands['ppo'], '--save_every', 4, '--out', whole/'ppo', '--resume', code=2)
+    changed(base/'model/chat_template.jinja', lambda b: b+b' ')
+    assert 'fingerprint of model' in run(*commands['sft'], '--save_every', 4, '--out', whole/'sft', '--resume', code=2)
+
+def test_other_weights_are_refused_and_the_log_stays(commands, changed, tmp_path):
+    argv = [*commands['sft'], '--save_every', 2, '--out', tmp_path/'run']
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr('lmft.runs._leave', lambda *a: 1/0)                      # ends after training, before its results are there
+        with pytest.raises(ZeroDivisionError): run(*argv)
+    (tmp_path/'run'/'.model.1.tmp').mkdir()
+    rows,base = log(tmp_path/'run'),commands['sft'][commands['sft'].index('--model')+1]
+    with pytest.MonkeyPatch.context() as m:
+        import lmft.models
+        load = lmft.models.load_model
+        def moved(*args, **kwargs):
+            model = load(*args, **kwargs)
+            for p in model.parameters(): p.data += 1e-3
+            return model
+        m.setattr(lmft.models, 'load_model', moved)
+        assert 'starting weights' in run(*argv, '--resume', code=2)
+    assert rows and log(tmp_path/'run')==rows
+    run(*argv, '--resume')
+    assert {p.name for p in (tmp_path/'run').iterdir()}=={'model', 'metrics.json', 'log.jsonl', 'config.json', 'loss.png'}

@@ -10,9 +10,11 @@ from transformers import AutoModelForCausalLM
 from lmft.adapters import disabled
 from lmft.batches import train_tokenizer
 from lmft.callbacks import StepLog, mixed_precision
+from lmft.checkpoints import weights_hash
 from lmft.learner import HFModel
 from lmft.models import merge_adapter, new_model, save_model
 from lmft.rlhf import ActorCritic, gae, ppo_learner, sample_rollouts, token_stats
+from lmft.speed import checkpoint_blocks
 
 texts = ['Left or right?', 'Left.', 'Right.', 'Where to, and which way first?', 'First left, then right.']
 
@@ -75,6 +77,13 @@ def test_window_of_micro_batches_trains_as_one_batch(tok):
         return quiet(ppo_learner(model, tok, asked(16), short, 'full', n=16, bs=bs, n_acc=n_acc, max_new_tokens=6)).model
     a,b = (torch.cat([p.detach().flatten() for p in weights(*k).parameters()]) for k in ((8, 1), (2, 4)))
     close(a, b, eps=1e-4)
+
+def test_blocks_computed_again_train_alike(tok):
+    def weights(prepare):
+        learn = ppo_learner(small(tok), tok, asked(16), short, 'lora', n=8, bs=8, max_new_tokens=6)
+        prepare(learn.model.hf)
+        return weights_hash(quiet(learn, 2).model)
+    assert weights(lambda m: m)==weights(checkpoint_blocks)
 
 def test_each_pass_reads_every_rollout_once(tok):
     learn = ppo_learner(small(tok), tok, asked(16), short, n=12, passes=3, bs=4)

@@ -2,6 +2,7 @@
 import json
 
 import pytest, torch
+from fastcore.basics import noop
 
 import lmft.adapters
 from lmft.batches import clm_examples, lm_dls, make_batch, train_tokenizer
@@ -9,7 +10,7 @@ from lmft.callbacks import SampleText, mixed_precision
 from lmft.checkpoints import weights_hash
 from lmft.core import LmftError, set_seed
 from lmft.learner import HFModel, lm_learner, token_loss
-from lmft.models import new_model, trainable
+from lmft.models import blocks_of, new_model, trainable
 from lmft.speed import FusedLoss, checkpoint_blocks, compile_blocks
 
 words = 'the cat and a dog sat on my mat while ice cream melted slowly in that warm sun of June'.split()
@@ -30,8 +31,15 @@ def grads(method, prepare, arch='llama'):
 @pytest.mark.parametrize('arch', ['llama', 'gpt2', 'bert'])
 def test_blocks_computed_again_give_the_same_gradients(method, arch):
     if (method, arch)==('prompt:4', 'bert'): pytest.skip('peft has no soft prompt for masked models that trains')
-    a,b = grads(method, lambda m: m, arch),grads(method, checkpoint_blocks, arch)
+    calls = []
+    def counted(prepare):
+        def f(m):
+            next(blocks_of(m)[0].children()).register_forward_pre_hook(lambda *_: calls.append(prepare))
+            return prepare(m)
+        return f
+    a,b = (grads(method, counted(prepare), arch) for prepare in (noop, checkpoint_blocks))
     assert a.abs().max()>0 and torch.equal(a, b)
+    assert (calls.count(noop), calls.count(checkpoint_blocks))==(1, 2)
 
 @pytest.mark.parametrize('method', ['seq_adapter:4', 'par_adapter:4'])
 def test_compiled_blocks_with_adapters(method):
@@ -76,7 +84,11 @@ def test_commands_take_the_switches(tmp_path, monkeypatch):
     data.write_text(''.join(json.dumps(dict(text=f'{i} '+' '.join(words[i%9:i%9+8])))+'\n' for i in range(40)))
     args = ['pretrain', '--data', data, '--vocab_size', 300, '--max_steps', 3, '--seq_len', 32, '--device', 'cpu']
     run(*args, '--out', tmp_path/'a')
-    run(*args, '--out', tmp_path/'b', '--gradient_checkpointing')
+    again = []
+    with monkeypatch.context() as m:
+        m.setattr('lmft.speed.checkpoint_blocks', lambda model: again.append(checkpoint_blocks(model)))
+        run(*args, '--out', tmp_path/'b', '--gradient_checkpointing')
+    assert len(again)==1
     same = [(tmp_path/d/'model/model.safetensors').read_bytes() for d in 'ab']
     assert same[0]==same[1]
     traced = []
