@@ -25,9 +25,10 @@ def llama(width, vocab, depth=4, heads=4):
         num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=1024, pad_token_id=0, eos_token_id=1, bos_token_id=None))
 
 def timed(train):
-    "Seconds that `train()` takes"
-    start = time.perf_counter()
+    "Seconds that `train()` takes; those of all cores are left in `timed.cpu`"
+    start,cpu = time.perf_counter(),time.process_time()
     train()
+    timed.cpu = time.process_time()-cpu
     return time.perf_counter()-start
 
 # ---------- lmft
@@ -54,13 +55,16 @@ def lmft_blocks(folder, width, vocab, bs, seq_len, steps):
     dls = lm_dls(exs, exs[:1], None, seq_len, bs=bs)
     return lambda: lmft_fit(llama(width, vocab), dls, steps=steps)
 
-def lmft_sft(folder, packed):
+def lmft_sft(folder, packed=False, by_length=True, all_logits=False):
     import lmft.callbacks
     from lmft.batches import fit_length, lm_dls, load_tokenizer, sft_examples
+    from lmft.learner import HFModel
     from lmft.records import read_records
     tok = load_tokenizer(folder)
     exs,_,_ = fit_length(sft_examples(read_records([folder/'instructions.jsonl']), tok), 512)
     dls = lm_dls(exs, exs[:1], tok, 512, bs=8, packed=packed)
+    dls.train.by_length = by_length and dls.train.by_length
+    if all_logits: HFModel._logits = lambda self, b, keep: self.hf(**b).logits[keep]
     return lambda: lmft_fit(llama(256, 4096), dls, n_epoch=1)
 
 def lmft_dpo(folder, method):
@@ -114,13 +118,13 @@ def hf_blocks(folder, width, vocab, bs, seq_len, steps):
     rows = Dataset.from_dict(dict(input_ids=ids, labels=ids))
     return lambda: hf_train(Trainer(llama(width, vocab), hf_args(bs, max_steps=steps), train_dataset=rows))
 
-def trl_sft(folder, packing):
+def trl_sft(folder, **more):
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
     tok,rows = transformers.AutoTokenizer.from_pretrained(folder),map(json.loads, open(folder/'instructions.jsonl'))
     rows = Dataset.from_list([dict(prompt=r['messages'][:-1], completion=r['messages'][-1:]) for r in rows])
     def train():
-        args = hf_args(8, SFTConfig, num_train_epochs=1, max_length=512, packing=packing, dataset_num_proc=1)
+        args = hf_args(8, SFTConfig, num_train_epochs=1, max_length=512, dataset_num_proc=1, **more)
         return hf_train(SFTTrainer(llama(256, 4096), args=args, train_dataset=rows, processing_class=tok))
     return train
 
@@ -189,8 +193,10 @@ def on_pairs(method): return {'lmft': of(lmft_dpo, method), 'TRL': of(trl_dpo, m
 benches = {
     'a step of a 4x64 model': on_blocks(SMALL),
     'pretraining a 4x256 model': on_blocks(LARGE),
-    'SFT on mixed lengths': {'lmft': of(lmft_sft, False), 'lmft, packed': of(lmft_sft, True), 'TRL': of(trl_sft, False),
-                             'TRL, packed': of(trl_sft, True)},
+    'SFT on mixed lengths': {'lmft': of(lmft_sft), 'lmft, any order': of(lmft_sft, by_length=False),
+                             'lmft, all logits': of(lmft_sft, all_logits=True), 'lmft, packed': of(lmft_sft, packed=True),
+                             'TRL': of(trl_sft), 'TRL, by length': of(trl_sft, train_sampling_strategy='group_by_length'),
+                             'TRL, packed': of(trl_sft, packing=True)},
     'DPO, full': on_pairs('full'), 'DPO, LoRA': on_pairs('lora'),
     'loss at vocabulary 128k': {w: of(big_vocabulary, w) for w in ('lmft', 'targets alone', 'HF default')},
     'checkpoints': {'every 100 steps': of(lmft_saving, 100), 'none': of(lmft_saving, 0)}}
@@ -222,7 +228,7 @@ def main(bench, who, folder, *how):
     forget_peak()
     before = memory('VmRSS')
     done,seconds,*more = train()
-    return dict(done=done, seconds=seconds, peak_mib=before and memory('VmHWM')-before, **(more[0] if more else {}))
+    return dict(done=done, seconds=seconds, cpu_s=timed.cpu, peak_mib=before and memory('VmHWM')-before, **(more[0] if more else {}))
 
 if __name__=='__main__':
     out,sys.stdout = sys.stdout,open(os.devnull, 'w')

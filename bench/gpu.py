@@ -2,11 +2,12 @@
 
 GPT-2 of 124 million parameters is pretrained, and Qwen3-shaped models of 0.6 and 1.7 billion are tuned, in full and with
 LoRA, on rows of random tokens, with random weights: speed and memory do not depend on what they are. bfloat16 autocast
-everywhere. MFU is 6 N tokens/s over the peak of the device in bfloat16 (4 N with LoRA, as frozen weights get no gradient),
-N being the parameters without the table of token vectors; attention is not counted.
+everywhere. Each library also with compilation. MFU is `lmft.callbacks.step_flops` of a step, for all alike, over its seconds
+and over the peak of the device in bfloat16.
 NOT YET RUN: it was written where there is no GPU.
 """
 import argparse, json, os, statistics, subprocess, sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import torch
 import transformers
 from contestants import attention, hf_args, timed
 
-peaks = {'B200': 2250, 'H200': 989, 'H100': 989, 'A100': 312, 'L40S': 362, 'L4': 121}                # dense bfloat16 TFLOP/s
+from lmft.callbacks import peak_flops, step_flops
+
 qwen = dict(num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, head_dim=128, vocab_size=151_936, tie_word_embeddings=True)
 shapes = {'GPT-2 124M': lambda: transformers.GPT2Config(),
           'Qwen3 0.6B': lambda: transformers.Qwen3Config(hidden_size=1024, intermediate_size=3072, **qwen),
@@ -31,26 +33,27 @@ def model_of(shape, method):
     from peft import LoraConfig, get_peft_model
     return get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=list(attention), task_type='CAUSAL_LM')).cuda()
 
-def lmft(model, ids, bs):
+def lmft(model, ids, bs, compiled=False):
     "With the loss for big vocabularies, as the commands choose it"
     from lmft.batches import lm_dls
     from lmft.callbacks import mixed_precision
     from lmft.learner import lm_learner
-    from lmft.speed import loss_cbs
+    from lmft.speed import compile_blocks, loss_cbs
+    if compiled: compile_blocks(model)
     exs = [dict(input_ids=r, labels=r) for r in ids]
     learn = lm_learner(lm_dls(exs, exs[:1], None, ids.shape[1], bs=bs, device='cuda'), model, cbs=mixed_precision('bf16'))
     learn.add_cbs(loss_cbs(learn))
     learn.dls.loaders[1] = []
     with learn.no_bar(), learn.no_logging(): learn.fit_cos(1)
 
-def peer(trl):
+def peer(trl, compiled=False):
     def train(model, ids, bs):
         from datasets import Dataset
         if trl: from trl import SFTConfig as Config, SFTTrainer as Trainer
         else: from transformers import Trainer, TrainingArguments as Config
         rows,kw = ids.tolist(),dict(use_cpu=False, bf16=True, num_train_epochs=1)
         more = dict(max_length=None) if trl else {}
-        args = hf_args(bs, Config, **kw, **more)
+        args = hf_args(bs, Config, torch_compile=compiled, **kw, **more)
         tok = dict(processing_class=transformers.PreTrainedTokenizerFast(tokenizer_object=_no_tokenizer(), pad_token='0', eos_token='1')) if trl else {}
         Trainer(model, args, train_dataset=Dataset.from_dict(dict(input_ids=rows, labels=rows)), **tok).train()
     return train
@@ -59,12 +62,13 @@ def _no_tokenizer():
     from tokenizers import Tokenizer, models
     return Tokenizer(models.WordLevel({'0': 0, '1': 1}, '0'))
 
-contestants = {'lmft': lmft, 'HF Trainer': peer(False), 'TRL': peer(True)}
+contestants = {'lmft': lmft, 'lmft, compiled': partial(lmft, compiled=True), 'HF Trainer': peer(False),
+               'HF Trainer, compiled': peer(False, True), 'TRL': peer(True), 'TRL, compiled': peer(True, True)}
 
 def one(shape, method, bs, seq_len, who):
     "Tokens a second after a warm-up, memory and MFU; `None` where memory does not suffice"
     model = model_of(shape, method)
-    n = sum(p.numel() for p in model.parameters())-(0 if shapes[shape]().tie_word_embeddings else model.get_input_embeddings().weight.numel())
+    flops = step_flops(model, bs*seq_len, bs*(seq_len-1), seq_len)/(bs*seq_len)                                      # of a token
     ids = torch.randint(9, 50_000, (steps*bs, seq_len))
     try:
         contestants[who](model, ids[:3*bs], bs)
@@ -74,9 +78,8 @@ def one(shape, method, bs, seq_len, who):
             torch.cuda.synchronize()
         speed = ids.numel()/timed(train)
     except torch.cuda.OutOfMemoryError: return dict(tokens_per_s=None, peak_gib=None, mfu=None)
-    peak = next((p for k,p in peaks.items() if k in torch.cuda.get_device_name()), None)
-    return dict(tokens_per_s=speed, peak_gib=torch.cuda.max_memory_allocated()/2**30,
-                mfu=peak and (6 if method=='full' else 4)*n*speed/peak/1e12)
+    peak = peak_flops(torch.device('cuda'), 'bf16')
+    return dict(tokens_per_s=speed, peak_gib=torch.cuda.max_memory_allocated()/2**30, mfu=peak and flops*speed/peak)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

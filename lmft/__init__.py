@@ -1,4 +1,4 @@
-"""lmft takes a text file to a language model that continues it, instructions to a model that answers them, and preferences to one whose answers people would rather have, from Python or from the command line. It is written as notebooks: each lesson teaches one step of that way, measures what it says, and is itself the module that you import.
+"""lmft turns a text file into a language model that continues it, instructions into a model that answers them, and preferences into one whose answers people would rather have, from Python or from the command line. It is written as notebooks: each lesson teaches one step of that way, measures what it says, and is itself the module that you import.
 
 Modules:
 

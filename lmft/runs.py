@@ -86,7 +86,7 @@ options = dict(
     doctor=dict({k: _train[k] for k in ('data', 'valid', 'seed', 'device', 'precision', 'seq_len', 'lr', 'on_bad')},
                 model=(str, None, 'model that is to be trained; without one, the data alone is looked at'),
                 method=(str, 'full', _methods)),
-    estimate=dict({k: _train[k] for k in ('bs', 'n_acc', 'precision', 'device', 'max_steps')},
+    estimate=dict({k: _train[k] for k in ('bs', 'n_acc', 'precision', 'device', 'max_steps', 'gradient_checkpointing')},
                   model=(str, None, 'tiny, small, folder of a run or of a model, adapter folder, or hub name'),
                   method=(str, 'full', 'head, '+_methods),
                   seq_len=(int, 256, 'tokens of a row'),
@@ -357,18 +357,19 @@ def _leave(o, out, config, learn, tok, metrics, bad):
 def _less_memory(o, device, precision):
     "What the estimate says of a run that did not fit into memory, and of one that takes less; None if it cannot tell"
     from lmft.core import LmftError
-    from lmft.estimate import estimate, mend
+    from lmft.estimate import as_options, estimate, mend
     heads = dict(classify='rows', ner='tokens', qa='spans', generate='causal') if not o.get('generative') else {}
     if o['command'] not in ('pretrain', 'finetune', 'sft'): return             # their rows are pairs, or not alone
     kw = {k: o[k] for k in ('method', 'bs', 'n_acc', 'seq_len', 'arch', 'vocab_size') if o.get(k)}
-    kw |= dict(model=str(model_dir(o['model'])), precision=precision, device=str(device))
+    kw |= dict(model=str(model_dir(o['model'])), precision=precision, device=str(device),
+               gradient_checkpointing=o['gradient_checkpointing'])
     if o.get('task') in heads: kw['head'] = heads[o['task']]
     if o.get('objective', 'clm')!='clm': kw = dict(arch='bert', head='masked') | kw
     try:
         now = estimate(**kw)
         change,less = mend(now['peak']-1, **kw)
     except (LmftError, RuntimeError, MemoryError, TypeError): return None
-    how = ' '.join(f'--{k} {v}' for k,v in change.items())
+    how = as_options(change)
     return f"by estimate it takes {now['peak']/2**30:.2f} GiB, and with {how} {less['peak']/2**30:.2f} GiB"
 
 # %% ../nbs/20a_runs.ipynb #6d5962fd
