@@ -29,6 +29,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastcore.basics import patch, store_attr
 from IPython.display import HTML, display
+from torch.nn.utils.rnn import pad_sequence
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -259,16 +260,16 @@ def make_batch(
     left:bool=False,    # Pad on the left, as generation does; not with `packed`
 ) -> tuple:
     "`({input_ids, position_ids, keep, n_tokens[, attention_mask]}, targets)`; (rows, tokens), and (kept tokens,)"
-    cells = [_row(r, shift) for r in rows]
-    T = max(len(ids) for ids,_,_ in cells)
-    def fill(v, value): return F.pad(v, (T-len(v), 0) if left else (0, T-len(v)), value=value)
-    ids,y = (torch.stack([fill(c[k], value) for c in cells]) for k,value in ((0, pad_id), (1, -100)))
-    pos = torch.stack([fill(p, 0) if left else torch.cat([p, torch.arange(T-len(p))]) for *_,p in cells])
-    n,keep = [len(c[0]) for c in cells],y!=-100
+    ids,y,pos = zip(*(_row(r, shift) for r in rows))
+    n,T = [*map(len, ids)],max(map(len, ids))
+    def fill(vs, value=0): return pad_sequence(vs, True, value, 'left' if left else 'right')
+    if not left: pos = [torch.cat([p, torch.arange(T-len(p))]) if len(p)<T else p for p in pos]
+    ids,y,pos = fill(ids, pad_id),fill(y, -100),fill(pos)
+    keep = y!=-100
     inputs = dict(input_ids=ids, position_ids=pos, keep=keep, n_tokens=torch.tensor(sum(n)))
-    if not packed: inputs['attention_mask'] = torch.stack([fill(torch.ones(k, dtype=torch.long), 0) for k in n])
+    if not packed: inputs['attention_mask'] = fill([torch.ones(k, dtype=torch.long) for k in n])
     if 'token_type_ids' in rows[0][0]:
-        inputs['token_type_ids'] = torch.stack([fill(torch.cat([e['token_type_ids'] for e in r]), 0) for r in rows])
+        inputs['token_type_ids'] = fill([torch.cat([e['token_type_ids'] for e in r]) for r in rows])
     return inputs, y[keep]
 
 # %% ../nbs/03_batches.ipynb #6755ace9

@@ -190,16 +190,16 @@ def _check(self:Checkpoint, state, tensors):
         odd = min(k for k in mine.keys()|theirs.keys() if mine.get(k)!=theirs.get(k)).removeprefix('weight/')
         raise LmftError(f'{self.folder}: the checkpoint is of another model; {odd} differs')
     now = dict(begun_with=self.begun_with, n_epoch=self.n_epoch, n_iter=len(self.dls.train), processes=len(_of_all(0)))
-    words = dict(begun_with='hash of the starting weights', n_epoch='number of epochs', n_iter='number of batches of an epoch',
-                 processes='number of processes')
-    for name,now in now.items():
-        if state[name]!=now:
-            raise LmftError(f'{self.folder}: the checkpoint is of another run; the {words[name]} is {now}, it was {state[name]}')
+    words = dict(begun_with='hash of the starting weights', n_epoch='number of epochs',
+                 n_iter='number of batches of an epoch', processes='number of processes')
+    for k,v in now.items():
+        if state[k]!=v:
+            raise LmftError(f'{self.folder}: the checkpoint is of another run; the {words[k]} is {v}, it was {state[k]}')
 
 @patch
 def _restore(self:Checkpoint, state, tensors):
-    damaged = [p for p in checkpoints(self.folder) if p.name>f"step-{state['train_iter']:08d}"]    # else newer than all to come
-    for p in damaged if not rank_distrib() else []: shutil.rmtree(p)
+    damaged = [p for p in checkpoints(self.folder) if int(p.name[5:])>state['train_iter']]
+    for p in damaged if not rank_distrib() else []: shutil.rmtree(p)       # they would count as newer than those to come
     _set_tensors(self.model, self.opt.opt, tensors)
     self.epoch_start,self.data = state['train_iter']-state['iter'],state['data']
     self.learn.train_iter,self.learn.pct_train = state['train_iter'],state['pct_train']

@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path
 
 from .runs import (_writing, ask_doctor, begin_folder, check_options, clear_folder, complete, free_folder, keep_data,
-                       model_dir, options, plot_bars, read_all, read_data, run_config, run_training, write_jsonl, write_metrics)
+                       model_dir, options, plot_bars, read_all, read_data, run_config, run_training, write_jsonl,
+                       write_metrics)
 
 # %% ../nbs/20b_commands.ipynb #ef94c9f6
 _head = {'clm': 'causal', 'mlm': 'masked', 'mlm+nsp': 'masked+nsp'}

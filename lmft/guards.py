@@ -30,8 +30,8 @@ class FiniteGuard(Callback):
     order = 50                                                                 # after clipping, before the step
     def before_step(self):
         scaler = getattr(getattr(self.learn, 'precision', None), 'scaler', None)
-        if scaler and scaler.is_enabled(): grad = 0. if scaler.get_scale()>=1 else math.inf   # halved until nothing overflows
-        else: grad = float(self.learn.grad_norm)
+        if not (scaler and scaler.is_enabled()): grad = float(self.learn.grad_norm)
+        else: grad = 0. if scaler.get_scale()>=1 else math.inf                 # it is halved until nothing overflows
         loss = float(self.learn.loss)
         if math.isfinite(loss+grad): return
         what = 'loss' if not math.isfinite(loss) else 'gradient'
@@ -82,8 +82,8 @@ class SignalGuard(Callback):
         kept = getattr(self.learn, 'checkpoint', None)
         saves = kept and kept.run
         if saves: kept.save()
-        stop = Stopped(f'stopped after step {self.learn.train_iter}'
-                       + ('; --resume, or Checkpoint(…, resume=True), goes on from here' if saves else ', without a checkpoint'))
+        how = '; --resume, or Checkpoint(…, resume=True), goes on from here' if saves else ', without a checkpoint'
+        stop = Stopped(f'stopped after step {self.learn.train_iter}{how}')
         stop.signum = self.signum or signal.SIGTERM                             # another process was told
         raise stop
 
@@ -130,6 +130,6 @@ def guarded(
     mend=None,  # Function that says what would need less memory; None: what every run can do
 ):
     "Training inside ends in one clear line if a figure is not finite, memory is full, or a signal says stop"
-    stop,rows = SignalGuard(),learn.dls.train.bs
-    with memory_guarded(rows, lambda: mend and mend() or _mend(learn)), learn.added_cbs([FiniteGuard(), stop]), _listening(stop):
-        yield learn
+    stop = SignalGuard()
+    def how(): return mend and mend() or _mend(learn)
+    with memory_guarded(learn.dls.train.bs, how), learn.added_cbs([FiniteGuard(), stop]), _listening(stop): yield learn

@@ -232,8 +232,8 @@ class AdamWrapper(OptimWrapper):
     "fastai's interface to `AdamW`; its hyper-parameters are asked for three times a step, so only those in use are told"
     @property
     def hypers(self):
-        names = dict(lr='lr', wd='weight_decay', eps='eps')
-        return [dict({k: g[v] for k,v in names.items()}, mom=g['betas'][0], sqr_mom=g['betas'][1]) for g in self.opt.param_groups]
+        def told(g): return dict(lr=g['lr'], mom=g['betas'][0], sqr_mom=g['betas'][1], eps=g['eps'], wd=g['weight_decay'])
+        return [told(g) for g in self.opt.param_groups]
 
 def adamw(params, lr=1e-3, mom=.9, sqr_mom=.99, eps=1e-8, wd=.1):
     "An `AdamWrapper` with groups of parameters, as fastai's Learner wants it"

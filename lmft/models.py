@@ -160,8 +160,8 @@ def adapter_config(
     except KeyError as e: raise LmftError(f'{path}: the kind of adapter {e} is unknown; import lmft.adapters first') from e
     except (OSError, ValueError, TypeError) as e:
         raise LmftError(f'{path}: adapter_config.json cannot be read: {_first_line(e)}') from e
-    if not config.base_model_name_or_path: raise LmftError(f'{path}: the adapter does not say which base model it belongs to')
-    return config
+    if config.base_model_name_or_path: return config
+    raise LmftError(f'{path}: the adapter does not say which base model it belongs to')
 
 # %% ../nbs/04_models.ipynb #15457580
 def load_model(
