@@ -2,13 +2,14 @@
 import pytest
 import lmft.adapters
 from lmft.core import LmftError
-from lmft.estimate import estimate, measure
+from lmft.estimate import estimate, measure, mend
 from running import run
 
 small = dict(model='small', device='cpu', steps=2, seq_len=128)
 runs = [small | o for o in (dict(arch='llama'), dict(arch='gpt2', method='lora', n_acc=2), dict(arch='bert', bs=16),
                             dict(arch='llama', vocab_size=32000, bs=4),
-                            dict(arch='qwen3', method='last:2', seq_len=256))]
+                            dict(arch='qwen3', method='last:2', seq_len=256),
+                            dict(arch='llama', gradient_checkpointing=True, seq_len=256))]
 
 @pytest.fixture(scope='module')
 def pairs(): return [*zip([estimate(**r) for r in runs], measure(runs))]
@@ -33,6 +34,16 @@ def test_command():
     told = estimate('tiny', bs=2, seq_len=32, n_acc=3)
     assert int(said['total_params'])==told['total_params'] and said['tokens_per_step']=='192' and said['steps']=='6'
     assert said['peak_memory'].startswith(f"{told['peak']/2**20:,.0f} MiB") and 'memory_at_hand' in said
+
+def test_what_would_fit():
+    "Blocks that are computed again come after smaller batches and before lora, where the model can do it"
+    one = estimate('tiny', bs=1)['peak']
+    assert mend(one, 'tiny', bs=2)[0]==dict(bs=1, n_acc=2)
+    change,less = mend(one-1, 'tiny', bs=1)
+    assert change==dict(gradient_checkpointing=True) and less['peak']<one
+    assert 'method' in mend(less['peak']-1, 'tiny', bs=1)[0]
+    assert 'prefix' in run('estimate', '--model', 'tiny', '--method', 'prefix', '--gradient_checkpointing', code=2)
+    assert mend(estimate('tiny', bs=5)['peak']-1, 'tiny', bs=5)[0]==dict(bs=1, n_acc=5)          # five rows a step, as before
 
 @pytest.mark.parametrize('argv,says', [
     (['--bs', 8], '--model'), (['--model', 'tiny', '--bs', 0], '--bs is 0'), (['--model', 'tiny', '--seq', 8], '--seq'),

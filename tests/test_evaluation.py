@@ -202,3 +202,8 @@ def test_broken_categories(tmp_path):
     for content,why in (('[1', 'cannot be read as JSON'), ('["a"]', 'must be one object')):
         (tmp_path/'categories.json').write_text(content)
         with pytest.raises(LmftError, match=why): read_tasks(tmp_path)
+
+def test_a_fold_that_is_lost_is_not_kept(rows, tok, tmp_path):
+    "A rate that spoils the weights ends the run; what was finished before stays"
+    with pytest.raises(LmftError, match='not a finite number'): run(rows, tok, out=tmp_path, lr=float('inf'))
+    assert sorted(finished(tmp_path))==['base-1.json', 'few_shot-1.json']
