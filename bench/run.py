@@ -109,7 +109,7 @@ def main():
             print('LMFT_DATA is not set: SFT on instructions is left out')
         start,found = time.perf_counter(),dict(rows=[], shares={}, small=SMALL, large=LARGE)
         for b in names:                                           # kept after each: the whole takes a while
-            found['rows'] += compare(b, folder, o.runs*(1+(b==names[0])))           # the shortest scatters most
+            found['rows'] += compare(b, folder, o.runs*(1+(b==next(iter(benches)))))           # the shortest scatters most
             if b in names[:3]: found['shares'][b] = one(b, 'lmft', folder, 'profile')['shares']
             save(o.out, dict(found, targets=targets(found['rows']), runs=o.runs, minutes=(time.perf_counter()-start)/60))
     for t in targets(found['rows']):

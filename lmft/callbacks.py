@@ -82,8 +82,8 @@ def step_flops(
         for p in b.parameters():
             if p.ndim==2: flops += tokens*p.numel()*(2+2*below+2*p.requires_grad)
         flops += tokens*4*width*row_len*(1+2*below)
-    for p in head.parameters():                                                      # some have two matrices
-        if p.ndim==2: flops += targets*p.numel()*(2+2*below+2*p.requires_grad)
+    for n,p in head.named_parameters():                      # some have two matrices; peft keeps the untrained ones beside
+        if p.ndim==2 and 'original_module' not in n: flops += targets*p.numel()*(2+2*below+2*p.requires_grad)
         below = below or p.requires_grad
     return flops
 
@@ -95,7 +95,7 @@ def peak_flops(
     device,         # torch device
     precision:str,  # 'fp32', 'bf16' or 'fp16'
 ):                  # Operations a second, or None
-    "Dense operations a second in half precision by the data sheet; None on a CPU, in fp32, or for a chip not in the table"
+    "Operations a second in half precision by the data sheet; None on a CPU, in fp32, or for a chip not in the table"
     if device.type!='cuda' or precision=='fp32': return None
     name = torch.cuda.get_device_name(device)
     return next((1e12*x for k,x in peak_tflops.items() if k in name), None)
@@ -103,7 +103,7 @@ def peak_flops(
 def memory_gb(
     device,  # torch device
 ) -> float:
-    "GiB: the most that tensors took of a GPU so far, or what the process holds of the CPU's memory now; not to be compared"
+    "GiB that tensors took of a GPU at most so far, or that the process holds of the CPU's now: two different things"
     if device.type=='cuda': return torch.cuda.max_memory_allocated(device)/2**30
     return psutil.Process().memory_info().rss/2**30
 
@@ -177,6 +177,7 @@ def finite(
     "The row as JSON can hold it: None where a figure is infinite or NaN"
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k,v in row.items()}
 
+# %% ../nbs/07_callbacks.ipynb #e7bfc44d
 class JsonLines:
     "A file that gets one JSON object a line"
     def __init__(self,
@@ -226,7 +227,7 @@ def _wandb_key():
 
 @patch
 def samples(self:WandbLog, rows):
-    "Samples of text as a table, which goes with the next row: W&B drops what comes later for an earlier step"
+    "Samples of text as a table, which goes with the next row that is sent: W&B drops what comes for an earlier step"
     import wandb
     self.table = dict(samples=wandb.Table(columns=[*rows[0]], data=[[*r.values()] for r in rows]))
 

@@ -79,6 +79,8 @@ def _meters(learn):
     "Metrics that add up over a training epoch"
     return [m for m in learn.metrics if isinstance(m, SumMetric)] if learn.recorder.train_metrics else []
 
+def _totals(learn): return [torch.as_tensor(m.total).tolist() for m in _meters(learn)]
+
 _log_parts = 'rows', 'tokens', 'sum', 'n', 'norm', 'unsent', 'seconds'
 
 @patch
@@ -178,7 +180,7 @@ class Checkpoint(Callback):
         self.found,self.resume = None,False
     def after_batch(self):
         if self.training and self.learn.train_iter%self.every==0: self.save()
-    def before_validate(self): self.rng = rng_state()            # whoever saves in a validation means its beginning
+    def after_train(self): self.ended = rng_state(),_totals(self.learn)     # what is saved in the validation that follows
 
 # %% ../nbs/09_checkpoints.ipynb #b21710b7
 @patch
@@ -219,14 +221,15 @@ def save(self:Checkpoint):
     "Write a checkpoint, all at once or not at all, then let the oldest go"
     learn,step = self.learn,self.learn.train_iter
     smooth,scaler = learn.recorder.smooth_loss,getattr(learn, 'precision', None)
-    rng = _of_all(rng_state() if self.training else self.rng)
+    rng,totals = (rng_state(), _totals(learn)) if self.training else self.ended
+    rng = _of_all(rng)
     if rank_distrib(): return                                                                # one writes for all
     state = dict(begun_with=self.begun_with, processes=len(rng), n_epoch=self.n_epoch,
                  n_iter=len(self.dls.train), epoch=self.epoch, iter=step-self.epoch_start, train_iter=step,
                  pct_train=learn.pct_train, data=self.data, rng=rng, lrs=[float(h['lr']) for h in learn.opt.hypers],
                  smooth=[smooth.count, float(smooth.val)], scaler=scaler and scaler.scaler.state_dict(),
                  callbacks={name: cb.state() for name,cb in _with_state(learn)},
-                 meters=[torch.as_tensor(m.total).tolist() for m in _meters(learn)])
+                 meters=totals)
     try:
         with atomic_path(self.folder/f'step-{step:08d}') as tmp:
             tmp.mkdir()

@@ -13,6 +13,7 @@ __all__ = ['pretrain', 'finetune', 'sft', 'merge', 'make', 'evaluate', 'loco', '
 
 # %% ../nbs/20b_commands.ipynb #95cae56b
 import json, sys
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -335,6 +336,15 @@ def evaluate(**o):
                                       left_out_too_long=long), bad)
 
 # %% ../nbs/20b_commands.ipynb #ecf4bfba
+@contextmanager
+def _folds_stay():
+    "Whoever stops a run is told what is kept of it"
+    from lmft.guards import Stopped
+    try: yield
+    except Stopped as e:
+        e.args = (f'{e}; --resume goes on after the folds that are finished',)
+        raise
+
 def loco(**o):
     "Leave one cluster of tasks out, and one task of each cluster, and score what was left out"
     from types import SimpleNamespace
@@ -357,10 +367,11 @@ def loco(**o):
     if o['resume'] and (out/'metrics.json').exists(): return json.loads((out/'metrics.json').read_text())
     _log_of_finished(out)
     def log(fold, row):
-        with open(out/'log.jsonl', 'a') as f: f.write(json.dumps(finite(dict(fold=f'{fold.kind} {fold.name}', **row)))+'\n')
+        row = finite(dict(fold=f'{fold.kind} {fold.name}', **row))
+        with open(out/'log.jsonl', 'a') as f: f.write(json.dumps(row)+'\n')
     def cbs(fold): return [*mixed_precision(precision), StepLog(10, [SimpleNamespace(log=partial(log, fold))])]
     set_seed(o['seed'])
-    with _writing(out):
+    with _writing(out), _folds_stay():
         table = leave_out(lambda: load_model(path).to(device), tok, train, test, out, o['shots'], seq_len, o['chat'],
                           o['max_new_tokens'], o['seed'], cbs, method=o['method'], steps=o['max_steps'], lr=o['lr'],
                           bs=o['bs'])

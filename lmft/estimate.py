@@ -111,7 +111,7 @@ def _without_weights(model, method, head, arch, vocab_size, seq_len):
     if (Path(model)/'adapter_config.json').exists():
         adapter = adapter_config(model)
         model,adapter.inference_mode = adapter.base_model_name_or_path,False
-        if hasattr(adapter, 'prompt_tuning_init'): adapter.prompt_tuning_init = 'RANDOM'     # else its text is tokenized
+        if hasattr(adapter, 'prompt_tuning_init'): adapter.prompt_tuning_init = 'RANDOM'   # else its text is tokenized
     config = _config(model, arch, vocab_size, seq_len)
     places = getattr(config, 'max_position_embeddings', None) or seq_len
     if seq_len>places: raise LmftError(f'seq_len is {seq_len}, but the model has {places} positions; take shorter rows')
@@ -291,14 +291,16 @@ def memory_at_hand(
     device = pick_device(str(device))
     return torch.cuda.mem_get_info()[0] if device.type=='cuda' else psutil.virtual_memory().available
 
+# %% ../nbs/08b_estimate.ipynb #77e847cc
 def fewer_rows(
     bs:int,     # Rows of a batch, more than 1
     n_acc:int,  # Batches of a step
 ) -> tuple:     # (bs, n_acc)
-    "The next smaller batch of which a whole number makes the same step: half of an even one"
+    "The next smaller batch that divides the step: half of an even one"
     k = next(k for k in range(2, bs+1) if bs%k==0)
     return bs//k, n_acc*k
 
+# %% ../nbs/08b_estimate.ipynb #4425d3c0
 def _milder(o):
     "Settings that need less, mildest change first: the same steps in smaller batches, blocks computed again, lora"
     for method in dict.fromkeys([o['method'], 'lora']):
@@ -324,6 +326,7 @@ def mend(
         else:
             if e['peak']<=limit: return {k: v for k,v in o.items() if v!=now[k]}, e
 
+# %% ../nbs/08b_estimate.ipynb #53205e94
 def as_options(change) -> str:
     "Changed settings as they stand on the command line"
     return ' '.join(f'--{k}' if v is True else f'--{k} {v}' for k,v in change.items())

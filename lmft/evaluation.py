@@ -345,7 +345,8 @@ def tune(
     exs = sft_examples([*map(record, rows)], tok)
     dls = lm_dls(exs, exs[:bs], tok, seq_len, bs=bs, packed=False, seed=seed, device=model.device)
     learn = tune_learner(dls, model, method, lr, cbs)
-    with learn.no_bar(), learn.no_logging(), guarded(learn): learn.fit_cos(steps=steps)
+    def mend(): return 'take shorter rows (--seq_len), or train less (--method lora)'
+    with learn.no_bar(), learn.no_logging(), guarded(learn, mend): learn.fit_cos(steps=steps)
     return learn.model.hf
 
 # %% ../nbs/15_evaluation.ipynb #f43c9552

@@ -2,7 +2,8 @@
 
 Long runs end early for four reasons: a loss that is not finite, a memory or a disk that is full, and somebody who stops
 them. Each ends in one line that says what happened and what to do, and the weights are those of the last good step. A
-signal also leaves a checkpoint; after the others the newest one stands, and the steps since then are done again.
+signal also leaves a checkpoint, if there is a `Checkpoint`; after the others the newest one stands, and the steps since
+then are done again.
 `guarded` sees to all of them but the disk, which `lmft.checkpoints.Checkpoint` looks after.
 
 Docs: https://lmft-org.github.io/lmft/guards.html.md"""
@@ -67,10 +68,10 @@ def bad_texts(
 
 # %% ../nbs/09c_guards.ipynb #5bdc20f6
 class Stopped(KeyboardInterrupt):
-    "A signal ended the training between two steps; `signum` says which"
+    "A signal ended the training between two batches; `signum` says which"
 
 class SignalGuard(Callback):
-    "End training after the step in which a signal comes, with a checkpoint if there is a `Checkpoint`; or a validation"
+    "End a training or a validation after the batch in which a signal comes, with a checkpoint if there is a `Checkpoint`"
     order = Checkpoint.order+1
     signum = None
     def caught(self, signum, frame):
@@ -79,11 +80,12 @@ class SignalGuard(Callback):
 
     def after_batch(self):
         if not over_ranks(torch.tensor(float(self.signum is not None))): return
-        kept = getattr(self.learn, 'checkpoint', None)
-        saves = kept and kept.run
-        if saves: kept.save()
-        how = '; --resume, or Checkpoint(…, resume=True), goes on from here' if saves else ', without a checkpoint'
-        stop = Stopped(f'stopped after step {self.learn.train_iter}{how}')
+        kept,on = getattr(self.learn, 'checkpoint', None),'; --resume, or Checkpoint(…, resume=True), goes on from here'
+        if not self.learn.trains: what = 'stopped in a validation; nothing that was saved is lost'
+        elif kept: what = f'stopped after step {self.learn.train_iter}{on}'
+        else: what = f'stopped after step {self.learn.train_iter}, without a checkpoint'
+        if kept and self.learn.trains: kept.save()
+        stop = Stopped(what)
         stop.signum = self.signum or signal.SIGTERM                             # another process was told
         raise stop
 
@@ -124,6 +126,7 @@ def memory_guarded(
         if not _full(e): raise
         raise LmftError(f'the memory is full at {rows} rows a step: {mend()}') from e
 
+# %% ../nbs/09c_guards.ipynb #00af2e4e
 @contextmanager
 def guarded(
     learn,      # Learner

@@ -174,6 +174,7 @@ class SumMetric(Metric):
         self.sums,self.of,self._name = sums,value,name
         self.reset()
     def reset(self): self.total = 0
+    @torch.no_grad()
     def accumulate(self, learn):
         self.total = self.total + torch.stack([torch.as_tensor(s).double().cpu() for s in self.sums(learn)])
     @property
@@ -228,6 +229,7 @@ class AdamW(torch.optim.AdamW):
                 kind['params'] += [p for p in g['params'] if (p.ndim>1)==matrix]
         return kinds
 
+# %% ../nbs/05_learner.ipynb #13df843a
 class AdamWrapper(OptimWrapper):
     "fastai's interface to `AdamW`; its hyper-parameters are asked for three times a step, so only those in use are told"
     @property

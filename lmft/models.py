@@ -152,6 +152,7 @@ def read_config(
     except (OSError, ValueError, KeyError) as e:
         raise LmftError(f'{path}: no configuration of a model can be read: {_first_line(e)}') from e
 
+# %% ../nbs/04_models.ipynb #942b5f63
 def adapter_config(
     path,  # Adapter folder
 ):

@@ -207,7 +207,8 @@ class NoDropout(Callback):
         self.model.eval()
         for b in blocks_of(self.model.hf):
             if not getattr(b, 'gradient_checkpointing', False): continue
-            if own := [k for k,v in vars(b).items() if 'dropout' in k and isinstance(v, float) and v]:
+            known = vars(b) | vars(getattr(b, 'config', self))
+            if own := [k for k,v in known.items() if 'drop' in k and isinstance(v, float) and v]:
                 raise LmftError(f'{type(b).__name__} has a {own[0]} of its own, which would come back with '
                                 'gradient checkpointing; train without it')
             b.training = True                                # the block alone: the dropout layers in it stay off

@@ -173,8 +173,9 @@ def check_options(o):
     from lmft.core import LmftError, pick_device, pick_precision
     for k in ('epochs', 'max_steps', 'bs', 'n_acc', 'seq_len', 'lr', 'max_new_tokens', 'n_words', 'rows', 'n',
               'rouge', 'beta', 'save_every', 'tokens', 'vocab_size'):
-        if o.get(k) is not None and not 0<o[k]<math.inf: raise LmftError(f'--{k} is {o[k]}; it must be more than 0')
-    if not 0<=o.get('seed', 0)<2**32: raise LmftError(f"--seed is {o['seed']}; it must be 0 or more, and less than 2**32")
+        if o.get(k) is None or 0<o[k]<math.inf: continue
+        raise LmftError(f'--{k} is {o[k]}; it must be a number above 0')
+    if not 0<=o.get('seed', 0)<2**32: raise LmftError(f"--seed is {o['seed']}; it must be from 0 to 2**32-1")
     for k,allowed in _allowed.items():
         if o.get(k) is not None and o[k] not in allowed:
             raise LmftError(f"--{k} is '{o[k]}'; this version knows {', '.join(allowed)}")
@@ -324,8 +325,9 @@ def run_config(o, device, precision='fp32', lr=None):
     libs = {lib: version(lib) for lib in ('lmft', 'torch', 'transformers', 'fastai', 'peft')}
     data = {k: fingerprint(o[k]) for k in ('data', 'keep', 'tasks', 'prompts') if o.get(k)}
     if 'valid' in o and _fraction(o['valid']) is None: data['valid'] = fingerprint([o['valid']])
-    kinds = dict(model=('*token*', 'chat_template*', 'vocab*', 'merges*'), reward=('*.safetensors', '*.json', '*.jinja'))
-    folders = {k: Path(model_dir(o[k])) for k in kinds if o.get(k)}                # weights of the model: by Checkpoint
+    kinds = dict(model=('*token*', 'chat_template*', 'vocab*', 'merges*'),                    # its weights: Checkpoint
+                 reward=('*.safetensors', '*.json', '*.jinja'))
+    folders = {k: Path(model_dir(o[k])) for k in kinds if o.get(k) not in (None, 'tiny', 'small')}  # sizes are no folders
     data |= {k: _files_hash(f, *kinds[k]) for k,f in folders.items() if f.is_dir()}
     libs['python'] = platform.python_version()
     return {**o, 'lr': lr, 'device': str(device), 'precision': precision, 'versions': libs, 'fingerprint': data}
@@ -401,7 +403,7 @@ def _prepared(o, device, precision, learner, less):
     from lmft.guards import memory_guarded
     from lmft.processes import Processes
     from lmft.speed import checkpoint_blocks, compile_blocks, loss_cbs
-    def mend(): return less() or 'take a smaller --bs with a larger --n_acc, or --method lora'
+    def mend(): return less() or 'take a smaller --bs with a larger --n_acc, shorter rows, or --method lora'
     with memory_guarded(o['bs']*o['n_acc'], mend): learn = learner(cbs=[*mixed_precision(precision), Processes(device)])
     if o.get('gradient_checkpointing'): checkpoint_blocks(learn.model.hf)
     if o.get('compile'): compile_blocks(learn.model.hf)

@@ -6,6 +6,7 @@ from fastai.callback.core import Callback
 import lmft.adapters
 from lmft.core import BadRecord, LmftError, set_seed
 from lmft.batches import train_tokenizer
+from lmft.callbacks import mixed_precision
 from lmft.checkpoints import weights_hash
 from lmft.generation import seq_logps
 from lmft.learner import HFModel
@@ -140,6 +141,16 @@ def test_dropout_of_a_block_itself_is_not_let_in():
                                    word_embed_proj_dim=16, max_position_embeddings=128))
     learn = dpo_learner(dpo_dls(rows[:4], rows[16:], tok, bs=4), checkpoint_blocks(opt), 'full', reference='copy')
     with pytest.raises(LmftError, match='OPTDecoderLayer has a dropout of its own'): learn.fit_cos(1)
+
+def test_cached_logps_are_in_the_precision_of_the_policy():
+    "An untrained policy is its reference in bf16 as well, not only to the digits that bf16 drops"
+    away = {}
+    for reference in ('copy', 'cached'):
+        learn = dpo_learner(dpo_dls(rows[:8], rows[8:], tok, bs=4), model(), reference=reference, lr=1e-12,
+                            cbs=[*mixed_precision('bf16'), (keep := LossLog())])
+        learn.fit_cos(1)
+        away[reference] = max(abs(x-.6931472) for x in keep.rows)
+    assert away['copy']==pytest.approx(0, abs=1e-6) and away['cached']==pytest.approx(0, abs=1e-6)
 
 @pytest.mark.parametrize('reference', ['copy', 'cached'])
 def test_gradual_unfreezing_comes_with_its_method(reference):

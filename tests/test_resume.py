@@ -83,8 +83,15 @@ def test_another_run_is_refused(commands, whole, changed):
     assert 'fingerprint of data' in run(*commands['clm'], '--out', out, '--resume', code=2)
     assert weights(out)==before
 
-def test_another_model_in_the_same_place_is_refused(commands, whole, changed, tmp_path):
-    "Another reward model, another chat template, other weights; the log stays as it was"
+def test_a_folder_named_like_a_size(commands, tmp_path, monkeypatch):
+    "A run into `tiny` is no model of that name when it goes on"
+    monkeypatch.chdir(tmp_path)
+    argv = [*commands['clm'], '--model', 'tiny', '--max_steps', 2, '--out', 'tiny']
+    run(*argv)
+    run(*argv, '--resume')
+
+def test_another_model_in_the_same_place_is_refused(commands, whole, changed):
+    "Another reward model, another chat template"
     rm,base = (commands['ppo'][commands['ppo'].index(k)+1] for k in ('--reward', '--model'))
     changed(rm/'model/model.safetensors', lambda b: b[:-1]+bytes([b[-1]^1]))
     assert 'fingerprint of reward' in run(*commands['ppo'], '--save_every', 4, '--out', whole/'ppo', '--resume', code=2)

@@ -12,7 +12,7 @@ from lmft.batches import train_tokenizer
 from lmft.callbacks import StepLog, mixed_precision
 from lmft.checkpoints import weights_hash
 from lmft.learner import HFModel
-from lmft.models import merge_adapter, new_model, save_model
+from lmft.models import blocks_of, merge_adapter, new_model, save_model
 from lmft.rlhf import ActorCritic, gae, ppo_learner, sample_rollouts, token_stats
 from lmft.speed import checkpoint_blocks
 
@@ -79,11 +79,17 @@ def test_window_of_micro_batches_trains_as_one_batch(tok):
     close(a, b, eps=1e-4)
 
 def test_blocks_computed_again_train_alike(tok):
-    def weights(prepare):
-        learn = ppo_learner(small(tok), tok, asked(16), short, 'lora', n=8, bs=8, max_new_tokens=6)
+    "With dropout in the model, which stays off; each training step computes a block once more, drawing answers does not"
+    def trained(prepare):
+        set_seed(0)
+        policy = new_model(tok, seq_len=64, arch='gpt2', attn_pdrop=.3, resid_pdrop=.3, embd_pdrop=.3)
+        learn = ppo_learner(policy, tok, asked(16), short, 'lora', n=8, bs=8, max_new_tokens=6)
         prepare(learn.model.hf)
-        return weights_hash(quiet(learn, 2).model)
-    assert weights(lambda m: m)==weights(checkpoint_blocks)
+        calls = []
+        next(blocks_of(learn.model.hf)[0].children()).register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+        return weights_hash(quiet(learn, 2).model), sum(calls), learn.train_iter
+    (plain,once,steps),(again,twice,_) = trained(lambda m: m),trained(checkpoint_blocks)
+    assert plain==again and (once, twice)==(steps, 2*steps)
 
 def test_each_pass_reads_every_rollout_once(tok):
     learn = ppo_learner(small(tok), tok, asked(16), short, n=12, passes=3, bs=4)
