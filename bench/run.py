@@ -96,7 +96,7 @@ def save(out, found):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--runs', type=int, default=5, help='rounds (default: 5)')
-    p.add_argument('--only', default='', help='benches whose name has this in it')
+    p.add_argument('--only', default='', help='benches whose name has this in it; the rows of others stay as --out has them')
     p.add_argument('--out', default=here/'results'/'cpu.json', help='file for the results')
     o = p.parse_args()
     names = [b for b in benches if o.only in b]
@@ -108,9 +108,13 @@ def main():
             names = [b for b in names if 'SFT' not in b]
             print('LMFT_DATA is not set: SFT on instructions is left out')
         start,found = time.perf_counter(),dict(rows=[], shares={}, small=SMALL, large=LARGE)
+        if o.only and Path(o.out).exists():
+            before = json.loads(Path(o.out).read_text())
+            found |= dict(rows=[r for r in before['rows'] if r['bench'] not in names], shares=before['shares'])
         for b in names:                                           # kept after each: the whole takes a while
             found['rows'] += compare(b, folder, o.runs*(1+(b==next(iter(benches)))))           # the shortest scatters most
-            if b in names[:3]: found['shares'][b] = one(b, 'lmft', folder, 'profile')['shares']
+            if b in [*benches][:3]: found['shares'][b] = one(b, 'lmft', folder, 'profile')['shares']
+            found['rows'].sort(key=lambda r: [*benches].index(r['bench']))
             save(o.out, dict(found, targets=targets(found['rows']), runs=o.runs, minutes=(time.perf_counter()-start)/60))
     for t in targets(found['rows']):
         print(f"{t['what']:52}{t['measured']:8.3f} ({t['lowest']:.3f} to {t['highest']:.3f})  {t['relation']} {t['target']}  {'reached' if t['reached'] else 'NOT reached'}")

@@ -158,8 +158,7 @@ def rehearse(
             for _ in range(n_acc):
                 meter.phase = 'activations'
                 inputs,*targets = _fake_batch(model, bs, seq_len, meter.n_kept, device)
-                pred = model(inputs)
-                loss = loss_func(pred, *targets)
+                loss = loss_func(model(inputs), *targets)
                 meter.phase = 'gradients'
                 loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.)

@@ -150,6 +150,7 @@ class TokenAccumulation(Callback):
         pred = self.model(inputs)
         self.learn.loss_grad = self.loss_func(pred, *targets)
         if self.recorder.train_metrics: self._measure(pred, targets)
+        del pred
         loss = self.loss_grad.detach()
         self.learn('before_backward')                                   # a gradient scaler multiplies here
         self.loss_grad.backward()
@@ -160,7 +161,9 @@ class TokenAccumulation(Callback):
         self.learn.pred,self.learn.yb = pred,targets
         for m in self.metrics: m.accumulate(self.learn)
 
-    def after_loss(self): self.learn.loss = self.loss.detach()+self.done
+    def after_loss(self):
+        self.learn.loss = self.loss.detach()+self.done
+        if not self.recorder.train_metrics: self.learn.pred = None      # not kept beside its gradient in the backward pass
     def after_batch(self): self.learn.loss_func.n = None
 
 # %% ../nbs/05_learner.ipynb #196862fc

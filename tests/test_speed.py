@@ -9,9 +9,9 @@ from lmft.batches import clm_examples, lm_dls, make_batch, train_tokenizer
 from lmft.callbacks import SampleText, mixed_precision
 from lmft.checkpoints import weights_hash
 from lmft.core import LmftError, set_seed
-from lmft.learner import HFModel, lm_learner, token_loss
+from lmft.learner import Accuracy, HFModel, lm_learner, token_loss
 from lmft.models import blocks_of, new_model, trainable
-from lmft.speed import FusedLoss, checkpoint_blocks, compile_blocks
+from lmft.speed import FusedLoss, checkpoint_blocks, compile_blocks, peak_memory
 
 words = 'the cat and a dog sat on my mat while ice cream melted slowly in that warm sun of June'.split()
 tok = train_tokenizer([' '.join(words)], 300)
@@ -73,6 +73,19 @@ def test_a_fit_that_was_cut_off_leaves_nothing_behind():
     learn.fused_loss.before_fit()
     learn.fused_loss.after_fit()
     assert learn.validate()[0]==whole and learn.loss_func.func is token_loss and '_logits' not in vars(learn.model)
+
+@pytest.mark.parametrize('n_acc', [1, 2])
+def test_logits_are_not_kept_for_the_backward_pass(n_acc):
+    "Unless a metric of the training wants them: one tensor of logits less at the peak"
+    ids = torch.randint(9, 9000, (64,))
+    def peak(watch):
+        set_seed(0)
+        dls = lm_dls([dict(input_ids=ids, labels=ids)]*8, [dict(input_ids=ids, labels=ids)], None, 64, bs=8//n_acc, n_acc=n_acc, device='cpu')
+        learn = lm_learner(dls, new_model(tok, vocab_size=9000, num_hidden_layers=1, hidden_size=32), metrics=Accuracy())
+        learn.recorder.train_metrics = watch
+        with learn.no_bar(), learn.no_logging(): return peak_memory(lambda: learn.fit(1))
+    logits = 8//n_acc*63*9000*4
+    assert .9<(peak(True)-peak(False))/logits<1.5
 
 def test_same_weights_on_every_run():
     assert weights_hash(fit(FusedLoss()).model)==weights_hash(fit(FusedLoss()).model)
