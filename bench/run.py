@@ -111,6 +111,7 @@ def main():
         if o.only and Path(o.out).exists():
             before = json.loads(Path(o.out).read_text())
             found |= dict(rows=[r for r in before['rows'] if r['bench'] not in names], shares=before['shares'])
+            start -= 60*before['minutes']
         for b in names:                                           # kept after each: the whole takes a while
             found['rows'] += compare(b, folder, o.runs*(1+(b==next(iter(benches)))))           # the shortest scatters most
             if b in [*benches][:3]: found['shares'][b] = one(b, 'lmft', folder, 'profile')['shares']
