@@ -335,7 +335,7 @@ def evaluate(**o):
     return write_metrics(o, out, dict(mean=mean, mean_se=se, tasks=len(table), rows=len(test),
                                       left_out_too_long=long), bad)
 
-# %% ../nbs/20b_commands.ipynb #ecf4bfba
+# %% ../nbs/20b_commands.ipynb #704dda71
 @contextmanager
 def _folds_stay():
     "Whoever stops a run is told what is kept of it"
@@ -345,6 +345,7 @@ def _folds_stay():
         e.args = (f'{e}; --resume goes on after the folds that are finished',)
         raise
 
+# %% ../nbs/20b_commands.ipynb #ecf4bfba
 def loco(**o):
     "Leave one cluster of tasks out, and one task of each cluster, and score what was left out"
     from types import SimpleNamespace
@@ -378,6 +379,7 @@ def loco(**o):
         plot_bars(table, columns, out/'loco.png')
         return write_metrics(o, out, column_means(table) | dict(left_out_too_long=long), bad)
 
+# %% ../nbs/20b_commands.ipynb #98a9387e
 def _log_of_finished(out):
     "Keep the lines of folds that are finished; the others are trained, and logged, again"
     done = [json.loads(p.read_text()) for p in (out/'folds').glob('*.json')]
