@@ -136,3 +136,10 @@ Learner.fit = small
     done = subprocess.run([sys.executable, '-c', limit, *argv, '--out', str(tmp_path/'run')], capture_output=True, text=True)
     assert done.returncode==2 and done.stderr.count('\n')==1, done.stderr
     assert 'the memory is full at' in done.stderr and 'by estimate it takes' in done.stderr and '--bs 32 --n_acc 2' in done.stderr, done.stderr
+
+def test_a_memory_that_is_full_before_the_first_step(argv, tmp_path, monkeypatch):
+    "Moving the model to its device may be what does not fit: one line as well, and nothing is left behind"
+    def full(*args, **kwargs): raise MemoryError
+    monkeypatch.setattr('lmft.learner.HFModel.to', full)
+    assert 'the memory is full at' in run(*argv, '--out', tmp_path/'run', code=2)
+    assert not (tmp_path/'run').exists()

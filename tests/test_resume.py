@@ -62,6 +62,9 @@ def test_resume_of_what_never_began_and_of_what_is_done(commands, whole, tmp_pat
     before = {p: p.stat().st_mtime_ns for p in (tmp_path/'new').rglob('*')}
     run(*commands['sft'], '--save_every', 4, '--out', tmp_path/'new', '--resume')
     assert {p: p.stat().st_mtime_ns for p in (tmp_path/'new').rglob('*')}==before
+    (tmp_path/'new'/'checkpoints'/'step-00000004').mkdir(parents=True)             # killed between its last two acts
+    run(*commands['sft'], '--save_every', 4, '--out', tmp_path/'new', '--resume')
+    assert not (tmp_path/'new'/'checkpoints').exists()
 
 @pytest.fixture
 def changed(request):
