@@ -35,8 +35,8 @@ def timed(train):
 
 def lmft_fit(model, dls, cbs=(), **fit):
     "A learner with its default callbacks and a log; tokens and seconds"
-    from lmft.callbacks import JsonLines, StepLog, mixed_precision
-    from lmft.learner import lm_learner
+    from lmft.train.callbacks import JsonLines, StepLog, mixed_precision
+    from lmft.train.learner import lm_learner
     log = StepLog(10, [JsonLines(Path(tempfile.mkdtemp())/'log.jsonl')])
     learn = lm_learner(dls, model, cbs=[log, *mixed_precision('fp32'), *cbs])
     learn.dls.loaders[1] = []                                 # no validation: the others have none
@@ -49,17 +49,17 @@ def blocks(vocab, bs, seq_len, steps):
     return torch.randint(9, vocab, (steps*bs, seq_len))
 
 def lmft_blocks(folder, width, vocab, bs, seq_len, steps):
-    import lmft.callbacks                                     # before memory is looked at
-    from lmft.batches import lm_dls
+    import lmft.train.callbacks                                     # before memory is looked at
+    from lmft.data.batches import lm_dls
     exs = [dict(input_ids=r, labels=r) for r in blocks(vocab, bs, seq_len, steps)]
     dls = lm_dls(exs, exs[:1], None, seq_len, bs=bs)
     return lambda: lmft_fit(llama(width, vocab), dls, steps=steps)
 
 def lmft_sft(folder, packed=False, by_length=True, all_logits=False):
-    import lmft.callbacks
-    from lmft.batches import fit_length, lm_dls, load_tokenizer, sft_examples
-    from lmft.learner import HFModel
-    from lmft.records import read_records
+    import lmft.train.callbacks
+    from lmft.data.batches import fit_length, lm_dls, load_tokenizer, sft_examples
+    from lmft.models.wrapper import HFModel
+    from lmft.data.records import read_records
     tok = load_tokenizer(folder)
     exs,_,_ = fit_length(sft_examples(read_records([folder/'instructions.jsonl']), tok), 512)
     dls = lm_dls(exs, exs[:1], tok, 512, bs=8, packed=packed)
@@ -68,8 +68,8 @@ def lmft_sft(folder, packed=False, by_length=True, all_logits=False):
     return lambda: lmft_fit(llama(256, 4096), dls, n_epoch=1)
 
 def lmft_dpo(folder, method):
-    from lmft.batches import load_tokenizer
-    from lmft.preferences import dpo_dls, dpo_learner
+    from lmft.data.batches import load_tokenizer
+    from lmft.stages.preferences import dpo_dls, dpo_learner
     tok,rows = load_tokenizer(folder/'dpo'),read_pairs(folder)
     dls = dpo_dls(rows, rows[:8], tok, bs=8)
     def train():
@@ -80,8 +80,8 @@ def lmft_dpo(folder, method):
 
 def lmft_saving(folder, every):
     "Training with a checkpoint every `every` steps: what is done is a step, and the seconds of saving are told apart"
-    from lmft.batches import lm_dls
-    from lmft.checkpoints import Checkpoint
+    from lmft.data.batches import lm_dls
+    from lmft.train.checkpoints import Checkpoint
     exs = [dict(input_ids=r, labels=r) for r in blocks(4096, 8, 128, 200)]
     dls = lm_dls(exs, exs[:1], None, 128, bs=8)
     class Timed(Checkpoint):
@@ -171,7 +171,7 @@ def raw_blocks(folder, width, vocab, bs, seq_len, steps):
 def big_vocabulary(folder, way):
     "Loss and gradients for 4,096 positions of width 512, a quarter of them labelled, vocabulary 128,000"
     from transformers.loss.loss_utils import ForCausalLMLoss
-    if way=='lmft': from lmft.speed import head_loss
+    if way=='lmft': from lmft.train.speed import head_loss
     torch.manual_seed(0)
     n,width,vocab = 4096,512,128_000
     head = torch.nn.Linear(width, vocab, bias=False)

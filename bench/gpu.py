@@ -2,7 +2,7 @@
 
 GPT-2 of 124 million parameters is pretrained, and Qwen3-shaped models of 0.6 and 1.7 billion are tuned, in full and with
 LoRA, on rows of random tokens, with random weights: speed and memory do not depend on what they are. bfloat16 autocast
-everywhere. Each library also with compilation. MFU is `lmft.callbacks.step_flops` of a step, for all alike, over its seconds
+everywhere. Each library also with compilation. MFU is `lmft.train.callbacks.step_flops` of a step, for all alike, over its seconds
 and over the peak of the device in bfloat16.
 NOT YET RUN: it was written where there is no GPU.
 """
@@ -16,7 +16,7 @@ import torch
 import transformers
 from contestants import attention, hf_args, timed
 
-from lmft.callbacks import peak_flops, step_flops
+from lmft.train.callbacks import peak_flops, step_flops
 
 qwen = dict(num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, head_dim=128, vocab_size=151_936, tie_word_embeddings=True)
 shapes = {'GPT-2 124M': lambda: transformers.GPT2Config(),
@@ -35,10 +35,10 @@ def model_of(shape, method):
 
 def lmft(model, ids, bs, compiled=False):
     "With the loss for big vocabularies, as the commands choose it"
-    from lmft.batches import lm_dls
-    from lmft.callbacks import mixed_precision
-    from lmft.learner import lm_learner
-    from lmft.speed import compile_blocks, loss_cbs
+    from lmft.data.batches import lm_dls
+    from lmft.train.callbacks import mixed_precision
+    from lmft.train.learner import lm_learner
+    from lmft.train.speed import compile_blocks, loss_cbs
     if compiled: compile_blocks(model)
     exs = [dict(input_ids=r, labels=r) for r in ids]
     learn = lm_learner(lm_dls(exs, exs[:1], None, ids.shape[1], bs=bs, device='cuda'), model, cbs=mixed_precision('bf16'))

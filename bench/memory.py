@@ -14,8 +14,8 @@ from lmft.core import atomic_write
 
 train = 'import sys; from lmft.cli import main; sys.exit(main(sys.argv[1:]))'
 lists = """import sys
-from lmft.batches import clm_examples, lm_dls, train_tokenizer
-from lmft.records import read_records
+from lmft.data.batches import clm_examples, lm_dls, train_tokenizer
+from lmft.data.records import read_records
 train,valid = (list(read_records(p)) for p in sys.argv[1:3])
 tok = train_tokenizer((r['text'] for r in valid), 1024)
 lm_dls(clm_examples(train, tok, 256), clm_examples(valid, tok, 256), tok, 256).train.one_batch()"""

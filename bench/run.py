@@ -17,9 +17,9 @@ sys.path.insert(0, str(here))
 import torch
 from contestants import LARGE, SMALL, benches
 
-from lmft.batches import to_messages, train_tokenizer
+from lmft.data.batches import to_messages, train_tokenizer
 from lmft.core import atomic_write
-from lmft.records import read_records
+from lmft.data.records import read_records
 
 words = 'cat dog sun rain tree house river stone bread apple green small old warm slow runs sees likes sleeps falls'.split()
 

@@ -1,14 +1,17 @@
 "Every adapter on every shape: what it changes, what it keeps, what it refuses"
 import pytest, torch
 
-import lmft.adapters                                                           # registers the methods
-from lmft.adapters import blend, disabled, load_beside, switch
-from lmft.batches import lm_dls, make_batch, text_example, train_tokenizer
+import lmft.models.adapters                                                           # registers the methods
+from lmft.models.adapters import blend, disabled, load_beside, switch
+from lmft.data.batches import lm_dls, make_batch, text_example, train_tokenizer
 from lmft.core import LmftError, set_seed
-from lmft.doctor import examine
+from lmft.check.doctor import examine
 from lmft.generation import encode_prompt, generate, seq_logps, stop_ids
-from lmft.learner import HFModel, lm_learner, token_loss
-from lmft.models import base_of, count_params, load_model, merge_adapter, new_model, save_model, trainable
+from lmft.models.wrapper import HFModel
+from lmft.train.learner import lm_learner, token_loss
+from lmft.models.parts import base_of, count_params
+from lmft.models.loading import load_model, new_model, save_model
+from lmft.models.methods import merge_adapter, trainable
 
 texts = ['The cat sat on the mat.', 'The dog wagged its tail.', 'The dog sat.', 'I have a cat. It loves to purr.']
 tok = train_tokenizer(texts*3, 400)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lmft.cli import main, options
+from lmft.cli import main
+from lmft.runs import options
 from running import lines, metrics, run
 
 def log(out): return lines(out/'log.jsonl')

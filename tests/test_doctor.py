@@ -5,10 +5,10 @@ from collections import Counter, defaultdict
 import pytest
 
 from lmft.core import LmftError, set_seed
-from lmft.batches import train_tokenizer
-from lmft.doctor import checks, doctor, examine, refuse
-from lmft.models import new_model, save_model
-from lmft.records import read_records, split_records
+from lmft.data.batches import train_tokenizer
+from lmft.check.doctor import checks, doctor, examine, refuse
+from lmft.models.loading import new_model, save_model
+from lmft.data.records import read_records, split_records
 
 # Taken as they are. Rows are long enough for every answer, so that none is cut; duplicates would be a true finding,
 # and the sets that have some are examined below.

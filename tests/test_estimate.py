@@ -1,8 +1,8 @@
 "What a run takes, told before and measured after, and the command that tells it"
 import pytest
-import lmft.adapters
+import lmft.models.adapters
 from lmft.core import LmftError
-from lmft.estimate import estimate, measure, mend
+from lmft.check.estimate import estimate, measure, mend
 from running import run
 
 small = dict(model='small', device='cpu', steps=2, seq_len=128)

@@ -4,11 +4,11 @@ from pathlib import Path
 import pandas as pd, pytest
 from fastai.callback.core import Callback
 from lmft.core import LmftError, set_seed
-from lmft import evaluation
-from lmft.batches import train_tokenizer
-from lmft.evaluation import (check_leaks, columns, evaluate, fitting, fold_rows, forbidden, grade, loco, make_folds, marks,
+from lmft.evals import evaluation
+from lmft.data.batches import train_tokenizer
+from lmft.evals.evaluation import (check_leaks, columns, evaluate, fitting, fold_rows, forbidden, grade, loco, make_folds, marks,
     read_tasks, split_tasks)
-from lmft.models import new_model
+from lmft.models.loading import new_model
 from lmft.world.facts import World
 from lmft.world.judge import write_world
 from lmft.world.tasks import sni_task, task_rows

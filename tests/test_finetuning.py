@@ -7,16 +7,16 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import (AutoModelForQuestionAnswering, AutoModelForSequenceClassification, BertConfig, DistilBertConfig,
                           PreTrainedTokenizerFast, RobertaConfig)
 
-import lmft.adapters
-from lmft.batches import train_tokenizer
+import lmft.models.adapters
+from lmft.data.batches import train_tokenizer
 from lmft.core import BadRecord, LmftError, set_seed
-from lmft.extraction import (EntityF1, answer_questions, entity_f1, ner_dls, ner_examples, predict_tags, qa_dls,
+from lmft.stages.extraction import (EntityF1, answer_questions, entity_f1, ner_dls, ner_examples, predict_tags, qa_dls,
                              qa_examples, squad_scores, tags_of)
-from lmft.finetuning import (MacroF1, classify_dls, classify_examples, encode_windows, label_config, labels_of, predict,
+from lmft.stages.finetuning import (MacroF1, classify_dls, classify_examples, encode_windows, label_config, labels_of, predict,
                              predict_labels, row_dls, tune_learner)
-from lmft.learner import Accuracy
-from lmft.models import heads, load_model, new_model, save_model
-from lmft.records import read_records
+from lmft.train.learner import Accuracy
+from lmft.models.loading import heads, load_model, new_model, save_model
+from lmft.data.records import read_records
 
 words = 'the cat and a dog sat on my mat while ice cream melted slowly in that warm sun of June'.split()
 rng = random.Random(0)

@@ -4,8 +4,8 @@ import json, os, signal, subprocess, sys, time
 import pytest
 from huggingface_hub import ModelCard
 
-from lmft.callbacks import wandb_rows
-from lmft.learner import LMLearner
+from lmft.train.callbacks import wandb_rows
+from lmft.train.learner import LMLearner
 from lmft.world.documents import corpus
 from lmft.world.facts import World
 from running import lines, log, metrics, run
@@ -59,7 +59,7 @@ def test_a_full_disk_under_the_log(argv, whole, tmp_path):
     limit = f'''
 import resource
 import lmft.core
-from lmft.callbacks import StepLog
+from lmft.train.callbacks import StepLog
 begun = StepLog.before_train
 def full(self):
     begun(self)
@@ -140,6 +140,6 @@ Learner.fit = small
 def test_a_memory_that_is_full_before_the_first_step(argv, tmp_path, monkeypatch):
     "Moving the model to its device may be what does not fit: one line as well, and nothing is left behind"
     def full(*args, **kwargs): raise MemoryError
-    monkeypatch.setattr('lmft.learner.HFModel.to', full)
+    monkeypatch.setattr('lmft.train.learner.HFModel.to', full)
     assert 'the memory is full at' in run(*argv, '--out', tmp_path/'run', code=2)
     assert not (tmp_path/'run').exists()

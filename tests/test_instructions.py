@@ -7,11 +7,11 @@ import pytest
 from rouge_score import rouge_scorer
 from sklearn.metrics import cohen_kappa_score
 
-from lmft.batches import sft_example, train_tokenizer
+from lmft.data.batches import sft_example, train_tokenizer
 from lmft.core import BadRecord, LmftError
-from lmft.instructions import (add_row, agreement, check_against, filter_rows, from_guidelines, from_model, from_templates,
+from lmft.stages.instructions import (add_row, agreement, check_against, filter_rows, from_guidelines, from_model, from_templates,
                                parse_rows, propose_prompt, read_guideline, rouge_l, usual_templates, world_author)
-from lmft.records import read_records
+from lmft.data.records import read_records
 from lmft.world.facts import World
 from lmft.world.tasks import task_rows
 

@@ -2,10 +2,12 @@
 import pytest, torch
 import torch.nn.functional as F
 
-from lmft.batches import LMDL, lm_dls, make_batch, pack, text_example, train_tokenizer
+from lmft.data.batches import LMDL, lm_dls, make_batch, pack, text_example, train_tokenizer
 from lmft.core import set_seed
-from lmft.learner import HFModel, lm_learner
-from lmft.models import new_model, trainable
+from lmft.models.wrapper import HFModel
+from lmft.train.learner import lm_learner
+from lmft.models.loading import new_model
+from lmft.models.methods import trainable
 
 texts = ['The cat sat on the mat.', 'Dogs.', 'I like ice cream, and the cat likes it too.',
          'I have a cat. It loves to purr.', 'The dog wagged its tail.', 'Ice cream is cold.',

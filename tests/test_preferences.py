@@ -3,18 +3,19 @@ import copy, os
 import pytest, torch
 from fastai.callback.core import Callback
 
-import lmft.adapters
+import lmft.models.adapters
 from lmft.core import BadRecord, LmftError, set_seed
-from lmft.batches import train_tokenizer
-from lmft.callbacks import mixed_precision
-from lmft.checkpoints import weights_hash
+from lmft.data.batches import train_tokenizer
+from lmft.train.callbacks import mixed_precision
+from lmft.train.checkpoints import weights_hash
 from lmft.generation import seq_logps
-from lmft.learner import HFModel
-from lmft.models import blocks_of, load_model, new_model, save_model
-from lmft.preferences import (PairDL, cache_logps, dpo_dls, dpo_learner, dpo_loss, pair_examples, rankings_to_pairs,
+from lmft.models.wrapper import HFModel
+from lmft.models.parts import blocks_of
+from lmft.models.loading import load_model, new_model, save_model
+from lmft.stages.preferences import (PairDL, cache_logps, dpo_dls, dpo_learner, dpo_loss, pair_examples, rankings_to_pairs,
                               reward_dls, reward_learner, reward_scores, row_logps, split_by_prompt)
-from lmft.records import read_records
-from lmft.speed import checkpoint_blocks
+from lmft.data.records import read_records
+from lmft.train.speed import checkpoint_blocks
 from lmft.world.facts import World
 from lmft.world.judge import pair_rows, ranking_rows
 

@@ -5,12 +5,12 @@ import psutil, pytest, torch
 from fastai.callback.core import Callback, CancelFitException
 from safetensors.torch import load_file
 
-from lmft.batches import train_tokenizer
-from lmft.checkpoints import Checkpoint, weights_hash
+from lmft.data.batches import train_tokenizer
+from lmft.train.checkpoints import Checkpoint, weights_hash
 from lmft.core import set_seed
-from lmft.learner import lm_learner
-from lmft.models import new_model, save_model
-from lmft.pretraining import mlm_dls
+from lmft.train.learner import lm_learner
+from lmft.models.loading import new_model, save_model
+from lmft.stages.pretraining import mlm_dls
 from lmft.world.documents import corpus
 from lmft.world.facts import World
 from lmft.world.tasks import instruction_rows

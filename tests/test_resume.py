@@ -109,13 +109,13 @@ def test_other_weights_are_refused_and_the_log_stays(commands, changed, tmp_path
     (tmp_path/'run'/'.model.1.tmp').mkdir()
     rows,base = log(tmp_path/'run'),commands['sft'][commands['sft'].index('--model')+1]
     with pytest.MonkeyPatch.context() as m:
-        import lmft.models
-        load = lmft.models.load_model
+        import lmft.models.loading
+        load = lmft.models.loading.load_model
         def moved(*args, **kwargs):
             model = load(*args, **kwargs)
             for p in model.parameters(): p.data += 1e-3
             return model
-        m.setattr(lmft.models, 'load_model', moved)
+        m.setattr(lmft.models.loading, 'load_model', moved)
         assert 'starting weights' in run(*argv, '--resume', code=2)
     assert rows and log(tmp_path/'run')==rows
     run(*argv, '--resume')

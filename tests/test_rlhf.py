@@ -7,14 +7,16 @@ import torch
 from fastcore.test import test_close as close
 from transformers import AutoModelForCausalLM
 
-from lmft.adapters import disabled
-from lmft.batches import train_tokenizer
-from lmft.callbacks import StepLog, mixed_precision
-from lmft.checkpoints import weights_hash
-from lmft.learner import HFModel
-from lmft.models import blocks_of, merge_adapter, new_model, save_model
-from lmft.rlhf import ActorCritic, gae, ppo_learner, sample_rollouts, token_stats
-from lmft.speed import checkpoint_blocks
+from lmft.models.adapters import disabled
+from lmft.data.batches import train_tokenizer
+from lmft.train.callbacks import StepLog, mixed_precision
+from lmft.train.checkpoints import weights_hash
+from lmft.models.wrapper import HFModel
+from lmft.models.parts import blocks_of
+from lmft.models.methods import merge_adapter
+from lmft.models.loading import new_model, save_model
+from lmft.stages.rlhf import ActorCritic, gae, ppo_learner, sample_rollouts, token_stats
+from lmft.train.speed import checkpoint_blocks
 
 texts = ['Left or right?', 'Left.', 'Right.', 'Where to, and which way first?', 'First left, then right.']
 
@@ -121,7 +123,7 @@ def test_first_and_last_row_compare(tok):
     assert amps==[torch.bfloat16]*3 and learn.model.amp is None
 
 def test_device_is_the_one_given(tok, monkeypatch):
-    monkeypatch.setattr('lmft.rlhf.pick_device', lambda: pytest.fail('asked for none'))
+    monkeypatch.setattr('lmft.stages.rlhf.pick_device', lambda: pytest.fail('asked for none'))
     learn = ppo_learner(small(tok), tok, asked(8), short, n=8, device=torch.device('cpu'))
     assert {p.device.type for p in learn.model.parameters()}=={'cpu'}=={learn.dls.train.device.type}
 

@@ -4,14 +4,17 @@ import json
 import pytest, torch
 from fastcore.basics import noop
 
-import lmft.adapters
-from lmft.batches import clm_examples, lm_dls, make_batch, train_tokenizer
-from lmft.callbacks import SampleText, mixed_precision
-from lmft.checkpoints import weights_hash
+import lmft.models.adapters
+from lmft.data.batches import clm_examples, lm_dls, make_batch, train_tokenizer
+from lmft.train.callbacks import SampleText, mixed_precision
+from lmft.train.checkpoints import weights_hash
 from lmft.core import LmftError, set_seed
-from lmft.learner import Accuracy, HFModel, lm_learner, token_loss
-from lmft.models import blocks_of, new_model, trainable
-from lmft.speed import FusedLoss, checkpoint_blocks, compile_blocks, peak_memory
+from lmft.train.learner import Accuracy, lm_learner, token_loss
+from lmft.models.wrapper import HFModel
+from lmft.models.parts import blocks_of
+from lmft.models.loading import new_model
+from lmft.models.methods import trainable
+from lmft.train.speed import FusedLoss, checkpoint_blocks, compile_blocks, peak_memory
 
 words = 'the cat and a dog sat on my mat while ice cream melted slowly in that warm sun of June'.split()
 tok = train_tokenizer([' '.join(words)], 300)
@@ -99,14 +102,14 @@ def test_commands_take_the_switches(tmp_path, monkeypatch):
     run(*args, '--out', tmp_path/'a')
     again = []
     with monkeypatch.context() as m:
-        m.setattr('lmft.speed.checkpoint_blocks', lambda model: again.append(checkpoint_blocks(model)))
+        m.setattr('lmft.train.speed.checkpoint_blocks', lambda model: again.append(checkpoint_blocks(model)))
         run(*args, '--out', tmp_path/'b', '--gradient_checkpointing')
     assert len(again)==1
     same = [(tmp_path/d/'model/model.safetensors').read_bytes() for d in 'ab']
     assert same[0]==same[1]
     traced = []
     with monkeypatch.context() as m:                               # traced as the compiler does, without C++; texts are sampled on the way
-        m.setattr('lmft.speed.compile_blocks', lambda model: traced.append(compile_blocks(model, backend='aot_eager')))
+        m.setattr('lmft.train.speed.compile_blocks', lambda model: traced.append(compile_blocks(model, backend='aot_eager')))
         run(*args, '--out', tmp_path/'d', '--compile')
     assert len(traced)==1
     assert [r['loss'] for r in log(tmp_path/'d')]==pytest.approx([r['loss'] for r in log(tmp_path/'a')], abs=1e-4)

@@ -8,11 +8,11 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 
-from lmft.batches import LMDL, text_example, train_tokenizer
-from lmft.callbacks import StepLog
+from lmft.data.batches import LMDL, text_example, train_tokenizer
+from lmft.train.callbacks import StepLog
 from lmft.core import set_seed
-from lmft.learner import adamw, lm_learner
-from lmft.models import new_model
+from lmft.train.learner import adamw, lm_learner
+from lmft.models.loading import new_model
 
 words = 'the cat and a dog sat on my mat while ice cream melted slowly in that warm sun of June'.split()
 lr,wd,bs = 3e-3,.1,4

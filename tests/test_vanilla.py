@@ -6,9 +6,9 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lmft.batches import load_tokenizer
+from lmft.data.batches import load_tokenizer
 from lmft.cli import main
-from lmft.models import load_model
+from lmft.models.loading import load_model
 
 steps = 20
 words = 'the cat and a dog sat on my mat while ice cream melted slowly in that warm sun of June'.split()

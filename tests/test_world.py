@@ -4,7 +4,7 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from lmft.records import read_records
+from lmft.data.records import read_records
 from lmft.world.documents import corpus, minimal_pairs
 from lmft.world.facts import World, ambiguous, answer, ask, asked, domains
 from lmft.world.judge import Judge, judge_prompts, mixed_rows, pair_rows, ranking_rows, write_world
