@@ -19,12 +19,15 @@ Modules:
 - `lmft.models.parts`: Blocks, head, new modules: what a 🤗 model is made of, found in one place
 - `lmft.models.wrapper`: A 🤗 model behind one call that takes a batch and returns predictions for just the tokens in the loss
 - `lmft.runs`: What every command does around its own work: options are checked, a folder is claimed, figures are left in it
+- `lmft.stages.builders`: From a file and a model to a learner in one call: `sft_learner`, `classify_learner` and seven more
+- `lmft.stages.defaults`: Every option of every stage, written once: builders and commands take their signatures from here
 - `lmft.stages.extraction`: Labels on words and on spans: named entities, and answers that stand in a text or are written
 - `lmft.stages.finetuning`: Classes for texts, a style for a model: what a head, a few blocks or all weights learn, and what they forget
 - `lmft.stages.instructions`: From a model that goes on to one that answers: chat templates, four ways to make a set, and tuning on it
 - `lmft.stages.preferences`: Rankings with ties become pairs; pairs teach a reward model to judge, or a policy to answer better
 - `lmft.stages.pretraining`: From text alone: next words, masked words, neighbouring sentences, and the base models of all later lessons
 - `lmft.stages.rlhf`: Let a model answer, let a reward model judge the answers, and make the better ones more probable
+- `lmft.stages.table`: One table of all training stages: head, fields of a record, batches, loss, metrics and defaults
 - `lmft.tour`: From random weights to a model that answers: the whole way in one call, and one page that shows it
 - `lmft.train.callbacks`: Precision that is what it says, a log of every step, a run that others can follow, samples of what the model writes
 - `lmft.train.checkpoints`: A run that is cut off goes on as if nothing had happened, to the same weights bit for bit
@@ -33,6 +36,7 @@ Modules:
 - `lmft.train.optim`: AdamW that decays matrices alone, groups of parameters by depth, and learning-rate schedules
 - `lmft.train.processes`: The same cell and the same command on several processes, to the same weights
 - `lmft.train.speed`: Less memory or less time for a step, and the same weights in the end
+- `lmft.train.validation`: Validate every so many steps, and stop when it no longer gets better
 - `lmft.world.documents`: The world told in nine kinds of text, in a mixture that can be set, by year and by field of work
 - `lmft.world.facts`: A small world whose every truth is known: people, places and things, what holds of them, and since when
 - `lmft.world.judge`: A labeller who knows the truth: scores any answer, ranks several, and can be made careless, biased, or many
