@@ -2,6 +2,7 @@
 
 Modules:
 
+- `lmft.all`: One name for the whole library, loaded when it is used
 - `lmft.check.doctor`: Twenty faults that train without an error and come out wrong, found before the first step
 - `lmft.check.estimate`: Parameters, peak memory and time of a run before it starts, from a rehearsal without a single number
 - `lmft.cli`: `lmft pretrain`, `finetune`, `sft`, `chat`, …: thin doors to the library
