@@ -17,7 +17,7 @@ import math, sys
 from functools import partial
 from pathlib import Path
 
-from lmft.core import LmftError
+from ..core import LmftError
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -30,17 +30,12 @@ from fastcore.basics import IN_NOTEBOOK, noop, patch
 from fastcore.foundation import L
 from torch import nn
 
-from lmft import generation
-from lmft.data.batches import token_bytes
-<<<<<<< /tmp/tmpm1y87aop
-from lmft.models.loading import save_model
-from lmft.models.parts import virtual_tokens
-from lmft.models.wrapper import HFModel
-from lmft.train.optim import adamw, layer_groups, lr_curve
-=======
-from lmft.models.parts import base_of, blocks_of, head_of, virtual_tokens
-from lmft.models.wrapper import HFModel
->>>>>>> /tmp/tmpv8mgi5w4
+from .. import generation
+from ..data.batches import token_bytes
+from ..models.loading import save_model
+from ..models.parts import virtual_tokens
+from ..models.wrapper import HFModel
+from .optim import adamw, layer_groups, lr_curve
 
 # %% ../../nbs/learn/02_learner.ipynb #15e0f279
 class TermLoss:
