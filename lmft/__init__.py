@@ -38,6 +38,7 @@ Modules:
 - `lmft.train.processes`: The same cell and the same command on several processes, to the same weights
 - `lmft.train.speed`: Less memory or less time for a step, and the same weights in the end
 - `lmft.train.validation`: Validate every so many steps, and stop when it no longer gets better
+- `lmft.training`: `lmft pretrain`, `finetune`, `sft`, `reward`, `dpo`, `ppo`: a builder and a run, each as one typed function
 - `lmft.world.documents`: The world told in nine kinds of text, in a mixture that can be set, by year and by field of work
 - `lmft.world.facts`: A small world whose every truth is known: people, places and things, what holds of them, and since when
 - `lmft.world.judge`: A labeller who knows the truth: scores any answer, ranks several, and can be made careless, biased, or many

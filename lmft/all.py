@@ -19,7 +19,7 @@ from pathlib import Path
 import lmft
 
 # %% ../nbs/reference/all.ipynb #cc91b769
-_above = 'all', 'cli', 'commands', 'options', 'runs', 'training', '_modidx', '__init__'
+_above = 'all', 'cli', 'commands', 'options', 'training', '_modidx', '__init__'
 
 def _public_names():
     "Yield (name, module) for every public name of the library, from the `__all__` of its files"

@@ -27,7 +27,7 @@ from ..data.records import read_records, split_places
 from ..generation import encode_prompt
 from ..models.loading import adapter_config, archs, load_model, new_model, read_config, sizes
 from ..models.parts import base_of, virtual_tokens
-from .defaults import defaults as options
+from . import defaults as options
 from .preferences import as_asked, reward_scores
 from .rlhf import ppo_learner as ppo_from_prompts, sample_rollouts, scaled_reward
 from .table import Report, Stage, stage_lr, stage_of, stages

@@ -20,7 +20,7 @@ from ..data.batches import clm_examples, fit_length, lm_dls, sft_examples, to_me
 from ..data.ondisk import OnDisk, tokens_on_disk
 from ..data.records import split_records
 from ..models.methods import usual_lr
-from .defaults import Defaults, defaults
+from .defaults import Defaults, stage_defaults
 from .extraction import (EntityF1, answer_questions, entity_f1, ner_dls, predict_tags, qa_dls, qa_prompt,
                                     squad_scores, tags_of, write_answers)
 from .finetuning import MacroF1, classify_dls, label_config, labels_of, tune_learner
@@ -61,7 +61,7 @@ class Stage:
     @property
     def defaults(self) -> Defaults:
         "What is trained, batch, context length, …"
-        return defaults[self.name]
+        return stage_defaults[self.name]
 
 stages = {}  # Name → `Stage`
 
