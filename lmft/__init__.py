@@ -33,6 +33,7 @@ Modules:
 - `lmft.train.checkpoints`: A run that is cut off goes on as if nothing had happened, to the same weights bit for bit
 - `lmft.train.guards`: A loss that is not finite, a full memory, a full disk, a signal to stop: one clear line, and no checkpoint is lost
 - `lmft.train.learner`: One loop for everything: fastai's, made exact for tokens
+- `lmft.train.optim`: AdamW that decays matrices alone, groups of parameters by depth, and learning-rate schedules
 - `lmft.train.processes`: The same cell and the same command on several processes, to the same weights
 - `lmft.train.speed`: Less memory or less time for a step, and the same weights in the end
 - `lmft.world.documents`: The world told in nine kinds of text, in a mixture that can be set, by year and by field of work
