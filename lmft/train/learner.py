@@ -250,7 +250,7 @@ class ClipNorm(GradientClip):
 # %% ../../nbs/learn/02_learner.ipynb #12a6db50
 def lm_learner(
     dls,                 # DataLoaders of `({inputs}, targets)`
-    model,               # 🤗 or peft model
+    model,               # 🤗 or peft model, or an `HFModel` of it
     loss_func=token_loss,# `(pred, *targets)` -> vector(s) of losses
     metrics=(),          # Metrics (or one) for the validation set
     lr:float=1e-3,       # Default learning rate
@@ -265,7 +265,8 @@ def lm_learner(
     if virtual_tokens(model) and any(getattr(dl, 'packed', False) for dl in dls.loaders):
         raise LmftError('documents cannot share a row behind a soft prompt or prefix; make batches with packed=False')
     dls.n_inp,dev = 1,getattr(dls, 'device', None)               # whatever follows the inputs is a target
-    model = HFModel(model).to(dev) if dev else HFModel(model)
+    model = model if isinstance(model, HFModel) else HFModel(model)
+    if dev: model = model.to(dev)
     opt_func = partial(adamw, sqr_mom=betas[1], eps=eps)
     kwargs = {'opt_func': opt_func, 'splitter': layer_groups, 'moms': (betas[0],)*3, **kwargs}
     learn = LMLearner(dls, model, loss_func=TermLoss(loss_func), metrics=[*L(metrics)], lr=lr, wd=wd, wd_bn_bias=True,
