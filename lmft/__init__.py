@@ -25,8 +25,11 @@ Modules:
 - `lmft.stages.extraction`: Labels on words and on spans: named entities, and answers that stand in a text or are written
 - `lmft.stages.finetuning`: Classes for texts, a style for a model: what a head, a few blocks or all weights learn, and what they forget
 - `lmft.stages.instructions`: From a model that goes on to one that answers: chat templates, four ways to make a set, and tuning on it
+- `lmft.stages.pairs`: A chosen and a rejected answer as two rows of one batch, beside what a reference says of both
+- `lmft.stages.ppo`: The machinery of reinforcement learning in the one loop: a value head, rollouts that fill the loader, a learner
 - `lmft.stages.preferences`: Rankings with ties become pairs; pairs teach a reward model to judge, or a policy to answer better
 - `lmft.stages.pretraining`: From text alone: next words, masked words, neighbouring sentences, and the base models of all later lessons
+- `lmft.stages.rankings`: What people say of answers: rankings with ties, collected, split without leaks, and turned into pairs
 - `lmft.stages.rlhf`: Let a model answer, let a reward model judge the answers, and make the better ones more probable
 - `lmft.stages.table`: One table of all training stages: head, fields of a record, batches, loss, metrics and defaults
 - `lmft.tour`: From random weights to a model that answers: the whole way in one call, and one page that shows it

@@ -9,8 +9,8 @@ Docs: https://lmft-org.github.io/lmft/reference/runs.html.md"""
 
 # %% auto #0
 __all__ = ['options', 'required', 'complete', 'check_options', 'free_folder', 'clear_folder', 'write_jsonl', 'begin_folder',
-           'write_metrics', 'read_all', 'read_data', 'keep_data', 'run_config', 'stage_call', 'run_training',
-           'write_card', 'plot_loss', 'plot_bars']
+           'write_metrics', 'read_all', 'run_config', 'stage_call', 'run_training', 'write_card', 'plot_loss',
+           'plot_bars']
 
 # %% ../nbs/reference/runs.ipynb #cdf3ce41
 import hashlib, json, math, os, platform, sys
@@ -278,13 +278,6 @@ def write_metrics(o, out, metrics, bad=()):
 
 
 # %% ../nbs/reference/runs.ipynb #0937c91f
-def _fraction(valid):
-    "The fraction that `--valid` names, None if it is a path"
-    try: x = float(valid)
-    except ValueError: return None
-    if not 0<x<1: raise LmftError(f'--valid is {valid}; a fraction must lie between 0 and 1')
-    return x
-
 def _check_fields(r, o, paths, fields):
     "Refuse a record that has none of the field sets"
     if any(f<=set(r) for f in fields): return
@@ -297,21 +290,6 @@ def read_all(o, paths, fields, bad):
     for r in records: _check_fields(r, o, paths, fields)
     return records
 
-def read_data(o, fields, split=None):
-    "Records of `--data` and `--valid`, and the bad ones that were skipped; `split` as `split_records`, the default"
-    bad,frac = [],_fraction(o['valid'])
-    records = read_all(o, o['data'], fields, bad)
-    if not frac: return records, read_all(o, [o['valid']], fields, bad), bad
-    return *(split or split_records)(records, frac, o['seed']), bad
-
-# %% ../nbs/reference/runs.ipynb #12345e18
-def keep_data(o, fields):
-    "As `read_data`, but the records stay on disk"
-    bad,frac = [],_fraction(o['valid'])
-    def keep(paths): return records_on_disk(paths, o['on_bad'], bad, lambda r: _check_fields(r, o, paths, fields))
-    records = keep(o['data'])
-    if not frac: return records, keep([o['valid']]), bad
-    return *(records[places] for places in split_places(records, frac, o['seed'])), bad
 
 # %% ../nbs/reference/runs.ipynb #bc46e729
 def _files_hash(folder, *patterns):

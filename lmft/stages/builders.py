@@ -28,8 +28,10 @@ from ..generation import encode_prompt
 from ..models.loading import adapter_config, archs, load_model, new_model, read_config, sizes
 from ..models.parts import base_of, virtual_tokens
 from . import defaults as options
-from .preferences import as_asked, reward_scores
-from .rlhf import ppo_learner as ppo_from_prompts, sample_rollouts, scaled_reward
+from ..data.batches import as_asked
+from .preferences import reward_scores
+from .rlhf import sample_rollouts
+from .ppo import scaled_reward
 from .table import Report, Stage, stage_lr, stage_of, stages
 from ..train.callbacks import mixed_precision
 from ..train.guards import memory_guarded
@@ -42,6 +44,7 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from transformers import PreTrainedModel
 from peft import PeftModel
+from .ppo import ppo_from_prompts
 
 
 # %% ../../nbs/reference/builders.ipynb #198a9b1e
