@@ -21,12 +21,15 @@ Modules:
 - `lmft.models.wrapper`: A 🤗 model behind one call that takes a batch and returns predictions for just the tokens in the loss
 - `lmft.runs`: What every command does around its own work: options are checked, a folder is claimed, figures are left in it
 - `lmft.stages.builders`: From a file and a model to a learner in one call: `sft_learner`, `classify_learner` and seven more
+- `lmft.stages.classification`: A name, several names or a number for each text: how labels are read, what is learned from them, and how it is scored
 - `lmft.stages.defaults`: Every option of every stage, written once: builders and commands take their signatures from here
 - `lmft.stages.extraction`: Labels on words and on spans: named entities, and answers that stand in a text or are written
-- `lmft.stages.finetuning`: Classes for texts, a style for a model: what a head, a few blocks or all weights learn, and what they forget
+- `lmft.stages.finetuning`: A class, several classes or a number for each text: which token is read, what the loss is, how it is read back
 - `lmft.stages.instructions`: From a model that goes on to one that answers: chat templates, four ways to make a set, and tuning on it
+- `lmft.stages.interpretation`: The texts that it gets most wrong, which class it takes for which, and whether its probabilities can be believed
 - `lmft.stages.pairs`: A chosen and a rejected answer as two rows of one batch, beside what a reference says of both
 - `lmft.stages.ppo`: The machinery of reinforcement learning in the one loop: a value head, rollouts that fill the loader, a learner
+- `lmft.stages.prediction`: Texts in, the same records with what the model says out: classes, numbers, entities, answers, completions
 - `lmft.stages.preferences`: Rankings with ties become pairs; pairs teach a reward model to judge, or a policy to answer better
 - `lmft.stages.pretraining`: From text alone: next words, masked words, neighbouring sentences, and the base models of all later lessons
 - `lmft.stages.rankings`: What people say of answers: rankings with ties, collected, split without leaks, and turned into pairs
