@@ -19,16 +19,21 @@ Modules:
 - `lmft.models.methods`: Which weights a method trains: all, the last blocks, the head, or an adapter
 - `lmft.models.parts`: Blocks, head, new modules: what a 🤗 model is made of, found in one place
 - `lmft.models.wrapper`: A 🤗 model behind one call that takes a batch and returns predictions for just the tokens in the loss
+- `lmft.options`: What commands share: options written once, and a check that they are what the signature says
+- `lmft.progress`: How far long work is and how long it will take, in a terminal, in a notebook and in a log file
 - `lmft.runs`: What every command does around its own work: options are checked, a folder is claimed, figures are left in it
 - `lmft.stages.extraction`: Labels on words and on spans: named entities, and answers that stand in a text or are written
 - `lmft.stages.finetuning`: Classes for texts, a style for a model: what a head, a few blocks or all weights learn, and what they forget
 - `lmft.stages.instructions`: From a model that goes on to one that answers: chat templates, four ways to make a set, and tuning on it
+- `lmft.stages.people`: A person ranks answers one after the other; each ranking is on disk before the next question
+- `lmft.stages.predicting`: Records in, the same records with classes, entities, answers or texts out, and nothing done twice after a kill
 - `lmft.stages.preferences`: Rankings with ties become pairs; pairs teach a reward model to judge, or a policy to answer better
 - `lmft.stages.pretraining`: From text alone: next words, masked words, neighbouring sentences, and the base models of all later lessons
 - `lmft.stages.rlhf`: Let a model answer, let a reward model judge the answers, and make the better ones more probable
 - `lmft.tour`: From random weights to a model that answers: the whole way in one call, and one page that shows it
 - `lmft.train.callbacks`: Precision that is what it says, a log of every step, a run that others can follow, samples of what the model writes
 - `lmft.train.checkpoints`: A run that is cut off goes on as if nothing had happened, to the same weights bit for bit
+- `lmft.train.forecast`: Minutes to go for the whole run, all epochs and validations, seconds after it has begun
 - `lmft.train.guards`: A loss that is not finite, a full memory, a full disk, a signal to stop: one clear line, and no checkpoint is lost
 - `lmft.train.learner`: One loop for everything: fastai's, made exact for tokens
 - `lmft.train.processes`: The same cell and the same command on several processes, to the same weights

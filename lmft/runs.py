@@ -194,8 +194,8 @@ def check_options(o):
 
 # %% ../nbs/reference/runs.ipynb #cd75495c
 _files = ('metrics.json', 'log.jsonl', 'config.json', 'loss.png', 'bad_records.jsonl', 'instructions.jsonl',
-          'held_out.jsonl', 'sent_back.jsonl', 'tasks.csv', 'loco.csv', 'loco.png', 'folds', 'rankings.jsonl',
-          'rounds.jsonl', 'checkpoints')
+          'held_out.jsonl', 'sent_back.jsonl', 'tasks.csv', 'loco.csv', 'loco.png', 'folds', 'answers.jsonl',
+          'rankings.jsonl', 'rounds.jsonl', 'checkpoints')
 
 def free_folder(o):
     "The folder of a run, if it is free, may be overwritten, or holds a run to go on with; nothing is changed yet"
