@@ -52,7 +52,7 @@ _of_all = dict(
 
 def _typed(name, f, optional=False):
     "The command as cyclopts reads it; with `optional`, nothing is required"
-    sig,doc = (_old(name) if 'o' in signature(f).parameters else (signature(f), docments(f)))
+    sig,doc = signature(f),docments(f)
     params = [_option(p, doc.get(k), optional) for k,p in sig.parameters.items()]
     params += [P(k, P.KEYWORD_ONLY, default=False if k=='print_config' else None, annotation=a) for k,a in _of_all.items()]
     def run(**kwargs): pass

@@ -23,8 +23,9 @@ from typing import Literal
 from fastcore.meta import delegates
 
 from . import all as lm
-from .options import Arch, Precision, checked, run_options, sampling_options
-from .stages.defaults import Device, OnBad
+from .options import Arch, checked, run_options, sampling_options
+from .stages.defaults import DeviceName, OnBad, PrecisionName
+from .stages.defaults import DeviceName, OnBad
 from . import training
 
 
@@ -216,7 +217,7 @@ def leave_clusters_out(
     rows:int=200,        # maximum records of a task to train on
     bs:int=16,           # records of a step
     lr:float=None,       # highest learning rate (default: by size and method)
-    precision:Precision='auto',  # of the matrix products
+    precision:PrecisionName='auto',  # of the matrix products
     resume:bool=False,   # go on with a run that was interrupted, after its finished folds
     **kwargs
 ) -> dict:               # base_mean, few_shot_mean, loto_mean, loco_mean, all_mean
@@ -298,8 +299,8 @@ def print_findings(
     method:str='full',      # full, last:N, gradual, lora[:R], prefix[:N], prompt[:N], seq_adapter[:R] or par_adapter[:R]
     seq_len:int=None,       # maximum tokens of a record (default: 256 for text, 512 for answers)
     lr:float=None,          # highest learning rate (default: by size and method)
-    precision:Precision='auto',  # of the matrix products
-    device:Device='auto',   # where it would run
+    precision:PrecisionName='auto',  # of the matrix products
+    device:DeviceName='auto',   # where it would run
     seed:int=0,             # decides the split
     on_bad:OnBad='error',   # bad records: stop, or leave them out
 ) -> list:                  # The findings
@@ -323,8 +324,8 @@ def print_estimate(
     head:Literal['causal', 'masked', 'masked+nsp', 'tokens', 'rows', 'spans']=None,  # of the model (default: its own)
     arch:Arch='llama',      # architecture of tiny or small
     vocab_size:int=4096,    # vocabulary of tiny or small
-    precision:Precision='auto',  # of the matrix products
-    device:Device='auto',   # where it would run
+    precision:PrecisionName='auto',  # of the matrix products
+    device:DeviceName='auto',   # where it would run
     gradient_checkpointing:bool=False,  # blocks are computed twice
 ) -> dict:                  # Parameters, bytes and seconds
     "Say what a run would take: parameters, peak memory and time, without training"

@@ -21,7 +21,7 @@ import os
 from fastcore.meta import delegates
 
 from . import all as lm
-from .stages.defaults import Device, OnBad, Precision
+from .stages.defaults import DeviceName
 
 
 # %% ../nbs/reference/options.ipynb #0d8190a8
@@ -32,7 +32,7 @@ Arch = Literal['llama', 'qwen3', 'gpt2', 'bert']
 def run_options(
     overwrite:bool=False,  # replace an earlier run in --out
     seed:int=0,            # seed of weights, order and sampling
-    device:Device='auto',  # where it runs; auto takes a GPU if there is one
+    device:DeviceName='auto',  # where it runs; auto takes a GPU if there is one
 ): "Options of every command that leaves a folder"
 
 # %% ../nbs/reference/options.ipynb #55f2183b
@@ -41,7 +41,7 @@ def sampling_options(
     temperature:float=0.,    # 0 takes the most probable token, more is bolder
     top_p:float=1.,          # sample among the tokens that have this probability together
     seed:int=0,              # seed of sampling
-    device:Device='auto',    # where it runs; auto takes a GPU if there is one
+    device:DeviceName='auto',    # where it runs; auto takes a GPU if there is one
 ): "Options of every command that writes text"
 
 # %% ../nbs/reference/options.ipynb #0caf84dd
