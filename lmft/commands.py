@@ -205,18 +205,20 @@ def merge(**o):
     import torch, lmft.models.adapters
     from lmft.data.batches import load_tokenizer
     from lmft.core import LmftError, atomic_write, set_seed
-    from lmft.models.loading import load_model, save_model
+    from lmft.models.loading import adapter_config, load_model, read_config, save_model, saved_head
     from lmft.models.methods import merge_adapter
     o = complete('merge', o)
     device,_ = check_options(o)
     out,path = free_folder(o),model_dir(o['model'])
     if not (Path(path)/'adapter_config.json').exists():
         raise LmftError(f'{path}: holds no adapter, so there is nothing to merge')
-    tok,model = load_tokenizer(path),load_model(path).to(device)
+    tok,model = load_tokenizer(path),load_model(path, saved_head(path) or 'causal').to(device)
     set_seed(o['seed'])
-    merged,metrics = merge_adapter(model, torch.randint(model.config.vocab_size, (8, 64), device=device))
+    n,most = model.get_input_embeddings().weight.shape[0],getattr(model.config, 'max_position_embeddings', None) or 64
+    merged,metrics = merge_adapter(model, torch.randint(n, (8, min(64, most-2)), device=device))
+    own = read_config(adapter_config(path).base_model_name_or_path).dtype
     clear_folder(out)
-    save_model(merged, tok, out/'model')
+    save_model(merged.to(own or torch.float32), tok, out/'model')                 # as the base came
     with atomic_write(out/'metrics.json') as f: json.dump(metrics, f, indent=1)
     return metrics
 

@@ -39,7 +39,7 @@ from ..core import pick_device
 from ..models.methods import usual_lr
 from ..models.methods import method_cbs
 from .finetuning import predict, tune_learner
-from ..generation import _answer_example, evaluating, generate
+from ..generation import answer_example, evaluating, generate
 from ..models.wrapper import HFModel
 from ..train.learner import SumMetric, TokenAccumulation, lm_learner, token_loss
 from ..models.parts import base_of, blocks_of
@@ -107,7 +107,7 @@ def answer_pair(row, tok) -> list:
     if row['chosen'].strip()==row['rejected'].strip():
         raise LmftError('chosen and rejected are the same answer; let them differ or take the pair out')
     prompt = as_asked(row['prompt'], tok)
-    pair = [_to_stop(_answer_example(prompt, row[side], tok, True)) for side in ('chosen', 'rejected')]
+    pair = [_to_stop(answer_example(prompt, row[side], tok, True)) for side in ('chosen', 'rejected')]
     start = min((e['labels']!=-100).nonzero()[0].item() for e in pair)     # a token may reach across the seam
     for e in pair: e['labels'] = torch.cat([e['labels'][:start], e['input_ids'][start:]])
     return pair
@@ -269,7 +269,7 @@ def reward_scores(
     "The reward of each answer, read at its last real token"
     _check_rewards(model)
     ends = [end]*len(answers) if isinstance(end, bool) else end
-    exs = [_to_stop(_answer_example(as_asked(p, tok), a, tok, True)) for p,a in zip(prompts, answers, strict=True)]
+    exs = [_to_stop(answer_example(as_asked(p, tok), a, tok, True)) for p,a in zip(prompts, answers, strict=True)]
     ids = [e['input_ids'][:len(e['input_ids'])-(not k)] for e,k in zip(exs, ends, strict=True)]
     return torch.cat([v[0] for v in predict(model, tok, [_at_end(i, 0) for i in ids], **kwargs)])
 
