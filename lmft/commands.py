@@ -25,7 +25,6 @@ from fastcore.meta import delegates
 from . import all as lm
 from .options import Arch, checked, run_options, sampling_options
 from .stages.defaults import DeviceName, OnBad, PrecisionName
-from .stages.defaults import DeviceName, OnBad
 from . import training
 
 
@@ -42,11 +41,13 @@ def merge(
     out,path = lm.free_folder(o),lm.model_dir(o['model'])
     if not (Path(path)/'adapter_config.json').exists():
         raise lm.LmftError(f'{path}: holds no adapter, so there is nothing to merge')
-    tok,net = lm.load_tokenizer(path),lm.load_model(path).to(device)
+    tok,net = lm.load_tokenizer(path),lm.load_model(path, lm.saved_head(path) or 'causal').to(device)
     lm.set_seed(o['seed'])
-    merged,metrics = lm.merge_adapter(net, lm.torch.randint(net.config.vocab_size, (8, 64), device=device))
+    n,most = net.get_input_embeddings().weight.shape[0],getattr(net.config, 'max_position_embeddings', None) or 64
+    merged,metrics = lm.merge_adapter(net, lm.torch.randint(n, (8, min(64, most-2)), device=device))
+    own = lm.read_config(lm.adapter_config(path).base_model_name_or_path).dtype
     lm.clear_folder(out)
-    lm.save_model(merged, tok, out/'model')
+    lm.save_model(merged.to(own or lm.torch.float32), tok, out/'model')                 # as the base came
     with lm.atomic_write(out/'metrics.json') as f: json.dump(metrics, f, indent=1)
     return metrics
 

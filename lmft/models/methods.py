@@ -17,6 +17,7 @@ import re
 from ..core import LmftError
 from .parts import base_of, blocks_of, count_params, head_of, new_modules
 import torch
+import torch.nn.functional as F
 from fastai.callback.core import Callback
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers.pytorch_utils import Conv1D
@@ -41,6 +42,9 @@ def trainable(
     name,_,arg = method.partition(':')
     if name not in methods:
         raise LmftError(f"method '{method}' is unknown; use one of {', '.join(methods)} (import lmft.models.adapters for all)")
+    if isinstance(model, PeftModel): raise LmftError(
+        f"method '{method}': the model has an adapter already, and nothing else would be saved; add the adapter into its "
+        'base first (lmft merge), or load the base')
     model = methods[name](model, arg)
     if not count_params(model)['trainable_params']:
         raise LmftError(f"method '{method}' leaves nothing to train in {type(model).__name__}")
@@ -107,21 +111,27 @@ def _lora(model, arg):
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules())))                  # GPT-2 keeps W transposed
 
 # %% ../../nbs/reference/methods.ipynb #fcc5f748
+def _all_logits(model, input_ids):
+    "Logits of every row by itself, classes last: of tokens, of rows, of the ends of spans, or of masked tokens"
+    def of(out):
+        if 'start_logits' in out: return torch.stack([out.start_logits, out.end_logits], 1)
+        return out.logits if 'logits' in out else out.prediction_logits
+    return torch.cat([of(model.eval()(input_ids=ids[None])).float() for ids in input_ids])
+
 @torch.no_grad()
 def merge_adapter(
     model,      # peft model
     input_ids,  # Tokens to compare on, (rows, tokens)
 ):
-    "The plain model with the adapter added in, and `{max_logit_diff, kl}` between the two on `input_ids`"
-    def logps(m): return m.eval()(input_ids).logits.float().log_softmax(-1)
-    before = logps(model)
+    "The plain model, head included, with the adapter added in, and `{max_logit_diff, kl}` between the two on `input_ids`"
+    before = _all_logits(model, input_ids)
     try: merged = model.merge_and_unload()
     except (AttributeError, NotImplementedError, ValueError) as e:
         kind = model.active_peft_config.peft_type.value
         raise LmftError(f'an adapter of kind {kind} cannot be merged into the weights') from e
-    after = logps(merged)
-    kl = (before.exp()*(before-after)).sum(-1).mean()
-    return merged, dict(max_logit_diff=(before-after).abs().max().item(), kl=kl.item())
+    after = _all_logits(merged, input_ids)
+    p,q = (F.pad(z, (0, int(z.shape[-1]==1))).log_softmax(-1) for z in (before, after))
+    return merged, dict(max_logit_diff=(before-after).abs().max().item(), kl=(p.exp()*(p-q)).sum(-1).mean().item())
 
 # %% ../../nbs/reference/methods.ipynb #33c6cd6b
 _rates = {**dict.fromkeys(('full', 'last', 'gradual'), (5e-4, 2e-5)), 'head': (1e-2, 1e-3), 'lora': (3e-3, 2e-4),

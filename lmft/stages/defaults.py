@@ -53,7 +53,7 @@ def learner_options(
     packed:bool=None,              # Do several documents share a sequence?
     seed:int=0,                    # Decides split, new weights, order and masks
     device:DeviceName=None,            # Where it runs (default: a GPU if there is one)
-    precision:PrecisionName='auto',    # PrecisionName of the matrix products
+    precision:PrecisionName='auto',    # Precision of the matrix products
 ): "Options of every learner"
 
 

@@ -22,7 +22,7 @@ from ..core import BadRecord
 from ..models.methods import method_cbs
 import torch
 from fastai.callback.core import Callback
-from ..core import BadRecord, LmftError, pick_device
+from ..core import LmftError, pick_device
 import pandas as pd, torch
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import CategoryMap
@@ -32,7 +32,7 @@ from tokenizers.processors import TemplateProcessing
 from tqdm.auto import tqdm
 
 from ..data.batches import LMDL, _bos, lm_dls, make_batch
-from ..models.methods import method_cbs, trainable, usual_lr
+from ..models.methods import trainable, usual_lr
 from ..generation import evaluating, seq_logps
 from ..models.wrapper import HFModel
 from .classification import class_decoders, class_loss, class_prediction, problem_type
