@@ -16,7 +16,8 @@ Modules:
 - `lmft.models.adapters`: Small parts that tune a frozen model: LoRA, prefixes, soft prompts, bottlenecks in sequence and in parallel
 - `lmft.models.loading`: Tiny configurations of real architectures, safe loading and saving, and which part of a model a method trains
 - `lmft.models.methods`: Which weights a method trains: all, the last blocks, the head, or an adapter
-- `lmft.models.parts`: Blocks, head, new modules: what a 🤗 model is made of, found in one place
+- `lmft.models.parts`: Blocks, attention, feed-forward, head, positions: what a 🤗 model is made of, found in one place
+- `lmft.models.probe`: Attention, feed-forward, final norm, causality: found by running a small copy, not by names
 - `lmft.models.wrapper`: A 🤗 model behind one call that takes a batch and returns predictions for just the tokens in the loss
 - `lmft.runs`: What every command does around its own work: options are checked, a folder is claimed, figures are left in it
 - `lmft.stages.extraction`: Labels on words and on spans: named entities, and answers that stand in a text or are written

@@ -25,7 +25,7 @@ from transformers import TextIteratorStreamer
 
 from .data.batches import _bos, chat_example, make_batch, prompt_example, render
 from .models.wrapper import HFModel
-from .models.parts import base_of, virtual_tokens
+from .models.parts import base_of, max_positions, virtual_tokens
 
 # %% ../nbs/learn/03_generation.ipynb #13c0eb32
 def encode_prompt(
@@ -58,7 +58,7 @@ def evaluating(model):
 # %% ../nbs/learn/03_generation.ipynb #5a3001e5
 def _settings(model, tok, n_prompt, max_new_tokens, temperature, top_p):
     "Arguments of 🤗's `generate`; refuses what would run over the model's positions"
-    room = getattr(base_of(model).config, 'max_position_embeddings', None)
+    room = max_positions(model)
     if room and virtual_tokens(model)+n_prompt+max_new_tokens>room: raise LmftError(
         f'a prompt of {n_prompt} tokens and {max_new_tokens} new ones exceed the {room} positions of this model')
     draw = (temperature, top_p, 0) if temperature else (None, None, None)

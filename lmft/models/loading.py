@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..core import LmftError, atomic_path
 from ..data.batches import check_folder
+from .parts import base_of, is_causal, new_modules
 
 import torch
 import transformers
@@ -124,7 +125,7 @@ def _load_whole(path, head, **kwargs):
         setattr(model, model.base_model_prefix, body)
     if lost: raise LmftError(f'{path}: this checkpoint has no weights for {lost[0]} and {len(lost)-1} more; '
                              f'it was not saved from a {head} model')
-    if head=='causal' and not any(getattr(m, 'is_causal', False) for m in model.modules()):
+    if head=='causal' and not is_causal(model):
         raise LmftError(f'{path}: is a {model.config.model_type} model that looks to both sides; it cannot write text')
     return model
 

@@ -29,7 +29,7 @@ from ..models.methods import usual_lr
 from ..generation import evaluating, seq_logps
 from ..models.wrapper import HFModel
 from ..train.learner import SumMetric, lm_learner
-from ..models.parts import base_of, blocks_of
+from ..models.parts import base_of, blocks_of, is_causal, max_positions
 from ..models.methods import method, methods, trainable
 
 # %% ../../nbs/learn/05_finetuning.ipynb #edc1743b
@@ -71,9 +71,7 @@ def _framed(tok, causal):
 # %% ../../nbs/learn/05_finetuning.ipynb #ea9c120f
 def _room(tok, model, seq_len):
     "Tokens that a row may have: at most `seq_len`, and no more than the model has positions"
-    wrapped = HFModel(model)
-    places = getattr(base_of(model).config, 'max_position_embeddings', seq_len+wrapped.first)-wrapped.first
-    return min(seq_len, places, tok.model_max_length), wrapped.causal
+    return min(seq_len, max_positions(model) or seq_len, tok.model_max_length), is_causal(model)
 
 def encode_windows(
     tok,             # Tokenizer with offsets

@@ -32,6 +32,7 @@ from torch import nn
 
 from ..data.batches import token_bytes
 from ..models.parts import base_of, blocks_of, head_of, virtual_tokens
+from ..models.wrapper import HFModel, choose_packing
 
 # %% ../../nbs/learn/02_learner.ipynb #15e0f279
 class TermLoss:
@@ -240,8 +241,7 @@ def lm_learner(
     **kwargs             # Other arguments of fastai's `Learner`
 ) -> LMLearner:
     "A Learner with exact loss, accumulation, decay and averages"
-    if virtual_tokens(model) and any(getattr(dl, 'packed', False) for dl in dls.loaders):
-        raise LmftError('documents cannot share a row behind a soft prompt or prefix; make batches with packed=False')
+    if any(getattr(dl, 'packed', False) for dl in dls.loaders): choose_packing(model, True)
     dls.n_inp,dev = 1,getattr(dls, 'device', None)               # whatever follows the inputs is a target
     model = HFModel(model).to(dev) if dev else HFModel(model)
     kwargs = {'opt_func': adamw, 'splitter': layer_groups, 'moms': (.9, .9, .9), **kwargs}
