@@ -69,11 +69,12 @@ def lmft_sft(folder, packed=False, by_length=True, all_logits=False):
 
 def lmft_dpo(folder, method):
     from lmft.data.batches import load_tokenizer
-    from lmft.stages.preferences import dpo_dls, dpo_learner
+    from lmft.stages.pairs import dpo_dls
+    from lmft.stages.preferences import dpo_from_dls
     tok,rows = load_tokenizer(folder/'dpo'),read_pairs(folder)
     dls = dpo_dls(rows, rows[:8], tok, bs=8)
     def train():
-        learn = dpo_learner(dls, llama(256, 4096), method, lr=1e-4)
+        learn = dpo_from_dls(dls, llama(256, 4096), method, lr=1e-4)
         learn.dls.loaders[1] = []
         with learn.no_bar(), learn.no_logging(): return len(rows), timed(lambda: learn.fit_cos(1))
     return train

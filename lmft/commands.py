@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from .runs import (_writing, ask_doctor, begin_folder, check_options, clear_folder, complete, free_folder, keep_data,
-                       model_dir, options, plot_bars, read_all, read_data, run_config, run_training, write_jsonl,
+from .runs import (_writing, ask_doctor, begin_folder, check_options, clear_folder, complete, free_folder,
+                       keep_data, options, plot_bars, read_all, read_data, run_config, run_training, write_jsonl,
                        write_metrics)
+from .stages.builders import model_dir
 
 # %% ../nbs/reference/commands.ipynb #ef94c9f6
 _head = {'clm': 'causal', 'mlm': 'masked', 'mlm+nsp': 'masked+nsp'}

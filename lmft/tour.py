@@ -37,11 +37,15 @@ from .stages.instructions import (answers, from_guidelines, from_model, from_tem
 from .models.parts import count_params
 from .models.loading import load_model, save_model
 from .models.methods import merge_adapter
-from .stages.preferences import (as_asked, collect, dpo_dls, dpo_learner, rank_by, rankings_to_pairs, reward_dls,
-                              reward_learner, reward_scores, split_by_prompt, win_rate)
+from .data.batches import as_asked
+from .stages.rankings import collect
+from .stages.preferences import dpo_from_dls, reward_from_dls, reward_scores
+from .stages.pairs import dpo_dls, reward_dls
+from .stages.rankings import rank_by, rankings_to_pairs, split_by_prompt, win_rate
 from .stages.pretraining import pretrain_base, recall
 from .evals.prompting import draw_examples, few_shot, respond
-from .stages.rlhf import ppo_learner, scaled_reward
+from .stages.ppo import ppo_from_prompts
+from .stages.ppo import scaled_reward
 from .world.facts import World, ask, asked
 from .world.judge import Judge, harmless, judge_prompts
 from .world.tasks import instruction_rows, labelled_rows, ner_rows, score, squad_rows, task_rows
@@ -328,7 +332,7 @@ def _rewarding(t):
     drawn = collect(model, tok, asks[:t.prompts], 4, max_new_tokens=16, bs=64)
     t.pairs,t.asks = rankings_to_pairs(rank_by(drawn, t.gold.rank)),asks
     model,tok = t.fresh('chat', 'rows', num_labels=1)
-    learn = reward_learner(reward_dls(*split_by_prompt(t.pairs, .1), tok, 96, bs=16), model, lr=3e-4)
+    learn = reward_from_dls(reward_dls(*split_by_prompt(t.pairs, .1), tok, 96, bs=16), model, lr=3e-4)
     learn.fit_cos(1)
     t.rewarder = learn.model.hf
     t.metrics |= dict(pairs=len(t.pairs), reward_accuracy=learn.recorder.values[-1][-1])
@@ -342,7 +346,7 @@ def _rewarding(t):
 @stage
 def _preferring(t):
     model,tok = t.fresh('chat')
-    learn = dpo_learner(dpo_dls(*split_by_prompt(t.pairs, .1), tok, 96, bs=16), model, 'lora', reference='adapter')
+    learn = dpo_from_dls(dpo_dls(*split_by_prompt(t.pairs, .1), tok, 96, bs=16), model, 'lora', reference='adapter')
     learn.fit_cos(3)
     t.said['dpo'] = _judged(t, learn.model.hf, tok, 'dpo')
     names = 'dpo_pair_accuracy', 'dpo_reward_margin', 'dpo_chosen_logp_change'
@@ -357,7 +361,7 @@ def _reinforcing(t):
     first = [as_asked(p, tok) for p in t.asks[-t.judged:]]
     said = generate(model, tok, first, 16, 1., bs=70)
     reward = scaled_reward(partial(reward_scores, t.rewarder, tok, bs=64), first, said)
-    learn = ppo_learner(model, tok, t.asks, reward, n=min(64, t.prompts), seed=t.seed)
+    learn = ppo_from_prompts(model, tok, t.asks, reward, n=min(64, t.prompts), seed=t.seed)
     learn.fit_cos(t.rounds)
     t.said['ppo'],rows = _judged(t, learn.model.hf, tok, 'ppo'),learn.rollouts.rows
     t.metrics |= dict(ppo_reward_before=rows[0]['reward'], ppo_reward_after=rows[-1]['reward'], ppo_kl=rows[-1]['kl'])

@@ -9,12 +9,12 @@ ledger = sorted((root/'nbs/claims').glob('*.json'))
 def test_ledger(path):
     row = json.loads(path.read_text())
     assert row['id'] == path.stem
-    assert len(claim_pages(path.stem)) == 1, 'one lesson measures a claim'
+    assert len(claim_pages(path.stem)) == 1, 'one page measures a claim'
     assert len(row['values']) in (1, 3) and min(row['values']) <= row['mean'] <= max(row['values'])
 
 def test_pages_of_claims():
-    assert claim_pages('wrong-labels-still-format') == ['nbs/13_prompting.ipynb']
-    assert set(claim_pages()) >= {'nbs/13_prompting.ipynb'}
+    assert claim_pages('wrong-labels-still-format') == ['nbs/experiments/prompting.ipynb']
+    assert set(claim_pages()) >= {f'nbs/experiments/{name}.ipynb' for name in ('preferences', 'prompting', 'rlhf')}
     with pytest.raises(SystemExit, match='no lesson holds the claim no-such-claim'): claim_pages('no-such-claim')
 
 def test_make_claims():

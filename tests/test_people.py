@@ -140,7 +140,7 @@ def test_ranking_by_hand(model, tmp_path, monkeypatch):
     "A person's letters become ranks; what is no ranking is asked for again"
     prompts,said = tmp_path/'p.jsonl',iter(['B >', *['A = B']*9])
     prompts.write_text('{"prompt": "Why?"}\n{"prompt": "Who?"}\n')
-    monkeypatch.setattr('lmft.stages.preferences.by_hand.__defaults__', (lambda text: next(said),))
+    monkeypatch.setattr('lmft.stages.rankings.by_hand.__defaults__', (lambda text: next(said),))
     run('collect', '--prompts', prompts, '--model', model, '--n', 2, '--by', 'human', '--max_new_tokens', 5, '--out', tmp_path/'c')
     rows = lines(tmp_path/'c/rankings.jsonl')
     assert rows and all(r['ranks']==[1, 1] for r in rows)

@@ -12,8 +12,9 @@ from lmft.generation import seq_logps
 from lmft.models.wrapper import HFModel
 from lmft.models.parts import blocks_of
 from lmft.models.loading import load_model, new_model, save_model
-from lmft.stages.preferences import (PairDL, cache_logps, dpo_dls, dpo_learner, dpo_loss, pair_examples, rankings_to_pairs,
-                              reward_dls, reward_learner, reward_scores, row_logps, split_by_prompt)
+from lmft.stages.pairs import PairDL, cache_logps, dpo_dls, pair_examples, reward_dls, row_logps
+from lmft.stages.preferences import dpo_from_dls, dpo_loss, reward_from_dls, reward_scores
+from lmft.stages.rankings import rankings_to_pairs, split_by_prompt
 from lmft.data.records import read_records
 from lmft.train.speed import checkpoint_blocks
 from lmft.world.facts import World
@@ -81,7 +82,7 @@ def test_reward_equals_trl(tmp_path):
     theirs = trainer.compute_loss(trainer.model, batch)
     theirs.backward()
     dls = reward_dls(some, some[:1], tok, bs=8)
-    learn = reward_learner(dls, mine, lr=1e-9)
+    learn = reward_from_dls(dls, mine, lr=1e-9)
     inputs,decided = dls.valid.new(dls.train.dataset).one_batch()
     pred = learn.model(inputs)
     ours = learn.loss_func(pred, decided)
@@ -105,7 +106,7 @@ def test_reference_modes_are_equal(dropout, n_acc):
         dls = dpo_dls(rows[:16], rows[16:], tok, bs=4//n_acc, n_acc=n_acc)
         m = model(arch='gpt2', attn_pdrop=dropout, resid_pdrop=dropout, embd_pdrop=dropout)
         set_seed(0)
-        learn = dpo_learner(dls, m, 'lora', reference=reference, lr=3e-3, cbs=(keep := LossLog()))
+        learn = dpo_from_dls(dls, m, 'lora', reference=reference, lr=3e-3, cbs=(keep := LossLog()))
         learn.fit_cos(2)
         losses[reference] = keep.rows
         assert abs(keep.rows[0]-.693147)<1e-5, 'the policy begins at its reference'
@@ -127,7 +128,7 @@ def test_blocks_computed_again_train_alike_without_dropout(reference, method):
     for prepare in (lambda m: m, checkpoint_blocks):
         m = model(arch='gpt2', attn_pdrop=.3, resid_pdrop=.3, embd_pdrop=.3)
         set_seed(0)
-        learn = dpo_learner(dpo_dls(rows[:16], rows[16:], tok, bs=4), m, method, reference=reference, lr=3e-3)
+        learn = dpo_from_dls(dpo_dls(rows[:16], rows[16:], tok, bs=4), m, method, reference=reference, lr=3e-3)
         prepare(learn.model.hf)
         n = norm_calls(learn.model.hf)
         learn.fit_cos(2)
@@ -140,14 +141,14 @@ def test_dropout_of_a_block_itself_is_not_let_in():
     from transformers import OPTConfig, OPTForCausalLM
     opt = OPTForCausalLM(OPTConfig(vocab_size=len(tok), hidden_size=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2,
                                    word_embed_proj_dim=16, max_position_embeddings=128))
-    learn = dpo_learner(dpo_dls(rows[:4], rows[16:], tok, bs=4), checkpoint_blocks(opt), 'full', reference='copy')
+    learn = dpo_from_dls(dpo_dls(rows[:4], rows[16:], tok, bs=4), checkpoint_blocks(opt), 'full', reference='copy')
     with pytest.raises(LmftError, match='OPTDecoderLayer has a dropout of its own'): learn.fit_cos(1)
 
 def test_cached_logps_are_in_the_precision_of_the_policy():
     "An untrained policy is its reference in bf16 as well, not only to the digits that bf16 drops"
     away = {}
     for reference in ('copy', 'cached'):
-        learn = dpo_learner(dpo_dls(rows[:8], rows[8:], tok, bs=4), model(), reference=reference, lr=1e-12,
+        learn = dpo_from_dls(dpo_dls(rows[:8], rows[8:], tok, bs=4), model(), reference=reference, lr=1e-12,
                             cbs=[*mixed_precision('bf16'), (keep := LossLog())])
         learn.fit_cos(1)
         away[reference] = max(abs(x-.6931472) for x in keep.rows)
@@ -163,7 +164,7 @@ def test_gradual_unfreezing_comes_with_its_method(reference):
         run_valid = False
         def after_batch(self):
             if not hasattr(self, 'seen'): self.seen = moved()
-    learn = dpo_learner(dpo_dls(rows[:16], rows[16:], tok, bs=2), m, 'gradual', reference=reference, lr=1e-3,
+    learn = dpo_from_dls(dpo_dls(rows[:16], rows[16:], tok, bs=2), m, 'gradual', reference=reference, lr=1e-3,
                         cbs=(first := First()))
     learn.fit_cos(2)
     assert first.seen and not any('layers.' in n for n in first.seen)
@@ -172,20 +173,20 @@ def test_gradual_unfreezing_comes_with_its_method(reference):
 def test_full_tuning_has_a_reference_of_its_own():
     kept = {}
     for reference in ('copy', 'cached'):
-        learn = dpo_learner(dpo_dls(rows[:16], rows[16:], tok, bs=4), model(), reference=reference, lr=1e-3,
+        learn = dpo_from_dls(dpo_dls(rows[:16], rows[16:], tok, bs=4), model(), reference=reference, lr=1e-3,
                             cbs=(keep := LossLog()))
         learn.fit_cos(2)
         kept[reference] = keep.rows
     assert kept['copy']==pytest.approx(kept['cached'], abs=2e-5) and kept['copy'][-1]<.5
     with pytest.raises(LmftError, match='needs an adapter'):
-        dpo_learner(dpo_dls(rows[:16], rows[16:], tok), model(), 'full', reference='adapter')
+        dpo_from_dls(dpo_dls(rows[:16], rows[16:], tok), model(), 'full', reference='adapter')
     with pytest.raises(LmftError, match='is unknown'):
-        dpo_learner(dpo_dls(rows[:16], rows[16:], tok), model(), reference='none')
+        dpo_from_dls(dpo_dls(rows[:16], rows[16:], tok), model(), reference='none')
 
 def test_windows_train_like_one_batch():
     def after(bs, n_acc):
         set_seed(0)
-        learn = dpo_learner(dpo_dls(rows[:16], rows[16:], tok, bs=bs, n_acc=n_acc), model(), lr=1e-3)
+        learn = dpo_from_dls(dpo_dls(rows[:16], rows[16:], tok, bs=bs, n_acc=n_acc), model(), lr=1e-3)
         learn.fit_cos(1)
         return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
     torch.testing.assert_close(after(8, 1), after(2, 4), rtol=1e-4, atol=2e-5)
@@ -221,7 +222,7 @@ def test_transformers_scores_the_saved_model_alike(tmp_path):
     save_model(model(), tok, tmp_path/'base')
     for method in ('full', 'lora'):
         hf = load_model(tmp_path/'base', 'rows', num_labels=1)
-        learn = reward_learner(reward_dls(rows, rows[:4], tok, bs=8), hf, method)
+        learn = reward_from_dls(reward_dls(rows, rows[:4], tok, bs=8), hf, method)
         learn.fit_cos(2)
         save_model(learn.model.hf, tok, tmp_path/method)
         below = tmp_path/('base' if method=='lora' else method)
@@ -244,7 +245,7 @@ def test_reference_below_every_adapter(method):
         set_seed(0)
         m = model()
         set_seed(0)
-        learn = dpo_learner(dpo_dls(rows[:8], rows[16:], tok, bs=4), m, method, reference=reference, lr=1e-2,
+        learn = dpo_from_dls(dpo_dls(rows[:8], rows[16:], tok, bs=4), m, method, reference=reference, lr=1e-2,
                             cbs=(keep := LossLog()))
         learn.fit_cos(2)
         kept[reference] = keep.rows
@@ -253,7 +254,7 @@ def test_reference_below_every_adapter(method):
 @pytest.mark.parametrize('method,lr', [('full', 1e-3), ('lora', 1e-2)])
 def test_reward_models_learn(method, lr):
     "Loss of the training pairs falls to a third"
-    learn = reward_learner(reward_dls(rows, rows, tok, bs=8), model('rows', num_labels=1), method, lr=lr)
+    learn = reward_from_dls(reward_dls(rows, rows, tok, bs=8), model('rows', num_labels=1), method, lr=lr)
     before = learn.validate()[0]
     learn.fit_cos(15)
     assert learn.validate()[0]<before/3
@@ -288,12 +289,12 @@ def test_pairs_that_tie_need_their_own_likelihood():
     pairs = rankings_to_pairs(ranking_rows(World(0), 12), ties=True)
     assert 5<sum(bool(p.get('tie')) for p in pairs)<len(pairs)
     with pytest.raises(LmftError, match='hold ties'):
-        reward_learner(reward_dls(pairs, pairs, tok), model('rows', num_labels=1))
+        reward_from_dls(reward_dls(pairs, pairs, tok), model('rows', num_labels=1))
 
 def test_what_is_no_reward_model_is_refused():
     dls = reward_dls(rows, rows[:4], tok)
     for m in (model(), model('rows', num_labels=3), new_model(tok, arch='bert', head='rows', num_labels=1)):
-        with pytest.raises(LmftError, match='a reward model is'): reward_learner(dls, m)
+        with pytest.raises(LmftError, match='a reward model is'): reward_from_dls(dls, m)
         with pytest.raises(LmftError, match='a reward model is'): reward_scores(m, tok, ['Who?'], ['Ada.'])
 
 @pytest.mark.parametrize('name', ['hh_harmless_dev', 'dpo_en_demo_dev', 'llmbar_dev', 'pandalm_dev'])

@@ -15,7 +15,9 @@ from lmft.models.wrapper import HFModel
 from lmft.models.parts import blocks_of
 from lmft.models.methods import merge_adapter
 from lmft.models.loading import new_model, save_model
-from lmft.stages.rlhf import ActorCritic, gae, ppo_learner, sample_rollouts, token_stats
+from lmft.stages.ppo import ActorCritic
+from lmft.stages.rlhf import gae, sample_rollouts, token_stats
+from lmft.stages.ppo import ppo_from_prompts
 from lmft.train.speed import checkpoint_blocks
 
 texts = ['Left or right?', 'Left.', 'Right.', 'Where to, and which way first?', 'First left, then right.']
@@ -61,7 +63,7 @@ def test_logps_are_those_of_one_answer_alone(tok, arch, pad_is_end):
 def test_reference_stays_where_it_was(tok, method):
     start = small(tok)
     frozen,ids = copy.deepcopy(start).eval(),torch.tensor([tok(texts[3]).input_ids])
-    learn = quiet(ppo_learner(start, tok, asked(16), short, method, n=8, bs=8, max_new_tokens=6, lr=1e-2), 3)
+    learn = quiet(ppo_from_prompts(start, tok, asked(16), short, method, n=8, bs=8, max_new_tokens=6, lr=1e-2), 3)
     close(learn.rollouts.rows[0]['kl'], 0., eps=1e-4)
     assert abs(learn.rollouts.rows[-1]['kl'])>1e-2
     with torch.no_grad():
@@ -76,7 +78,7 @@ def test_window_of_micro_batches_trains_as_one_batch(tok):
     def weights(bs, n_acc):
         model = small(tok)
         set_seed(1)
-        return quiet(ppo_learner(model, tok, asked(16), short, 'full', n=16, bs=bs, n_acc=n_acc, max_new_tokens=6)).model
+        return quiet(ppo_from_prompts(model, tok, asked(16), short, 'full', n=16, bs=bs, n_acc=n_acc, max_new_tokens=6)).model
     a,b = (torch.cat([p.detach().flatten() for p in weights(*k).parameters()]) for k in ((8, 1), (2, 4)))
     close(a, b, eps=1e-4)
 
@@ -85,7 +87,7 @@ def test_blocks_computed_again_train_alike(tok):
     def trained(prepare):
         set_seed(0)
         policy = new_model(tok, seq_len=64, arch='gpt2', attn_pdrop=.3, resid_pdrop=.3, embd_pdrop=.3)
-        learn = ppo_learner(policy, tok, asked(16), short, 'lora', n=8, bs=8, max_new_tokens=6)
+        learn = ppo_from_prompts(policy, tok, asked(16), short, 'lora', n=8, bs=8, max_new_tokens=6)
         prepare(learn.model.hf)
         calls = []
         next(blocks_of(learn.model.hf)[0].children()).register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
@@ -94,14 +96,15 @@ def test_blocks_computed_again_train_alike(tok):
     assert plain==again and (once, twice)==(steps, 2*steps)
 
 def test_each_pass_reads_every_rollout_once(tok):
-    learn = ppo_learner(small(tok), tok, asked(16), short, n=12, passes=3, bs=4)
-    order = learn.dls.train.shuffle_fn(list(range(36)))
-    assert [sorted(i%12 for i in order[k:k+12]) for k in (0, 12, 24)]==[list(range(12))]*3
-    assert order!=sorted(order)
+    learn = ppo_from_prompts(small(tok), tok, asked(16), short, n=12, passes=3, bs=4)
+    order = learn.dls.train.get_idxs()
+    passes = [order[k:k+12] for k in (0, 12, 24)]
+    assert [sorted(p) for p in passes]==[list(range(12))]*3 and len(order)==36 and len(learn.dls.train)==9
+    assert passes[0]!=passes[1]!=passes[2]
 
 def test_cut_answers_pay_and_the_log_has_a_row_a_round(tok):
     log = StepLog(100)
-    learn = ppo_learner(small(tok), tok, asked(16), lambda ps, said: [1.]*len(ps), n=8, bs=8, max_new_tokens=2, no_end=3.,
+    learn = ppo_from_prompts(small(tok), tok, asked(16), lambda ps, said: [1.]*len(ps), n=8, bs=8, max_new_tokens=2, no_end=3.,
                         cbs=log)
     quiet(learn, 2)
     assert len(learn.rollouts.rows)==3 and len(log.rows)==2
@@ -117,25 +120,25 @@ def test_first_and_last_row_compare(tok):
         amps.append(learn.model.amp)
         return [0.]*len(answers)
     prompts = [[dict(role='user', content=f'{texts[0]} {i}')] for i in range(40)]
-    learn = ppo_learner(small(tok), tok, prompts, noted, n=8, bs=8, max_new_tokens=4, cbs=mixed_precision('bf16'))
+    learn = ppo_from_prompts(small(tok), tok, prompts, noted, n=8, bs=8, max_new_tokens=4, cbs=mixed_precision('bf16'))
     quiet(learn, 2)
     assert seen[0]==seen[-1]!=seen[1] and len(seen)==3
     assert amps==[torch.bfloat16]*3 and learn.model.amp is None
 
 def test_device_is_the_one_given(tok, monkeypatch):
-    monkeypatch.setattr('lmft.stages.rlhf.pick_device', lambda: pytest.fail('asked for none'))
-    learn = ppo_learner(small(tok), tok, asked(8), short, n=8, device=torch.device('cpu'))
+    monkeypatch.setattr('lmft.stages.ppo.pick_device', lambda: pytest.fail('asked for none'))
+    learn = ppo_from_prompts(small(tok), tok, asked(8), short, n=8, device=torch.device('cpu'))
     assert {p.device.type for p in learn.model.parameters()}=={'cpu'}=={learn.dls.train.device.type}
 
 def test_gradual_begins_with_the_head(tok):
     start = small(tok)
     before = copy.deepcopy(start.state_dict())
-    learn = quiet(ppo_learner(start, tok, asked(8), short, 'gradual', n=8, passes=1, bs=8, max_new_tokens=6, lr=1e-2))
+    learn = quiet(ppo_from_prompts(start, tok, asked(8), short, 'gradual', n=8, passes=1, bs=8, max_new_tokens=6, lr=1e-2))
     moved = {n for n,p in learn.model.hf.state_dict().items() if not p.equal(before[n])}
     assert moved=={'model.norm.weight', 'lm_head.weight'}
 
 def test_policy_is_saved_as_any_other(tok, tmp_path):
-    learn = quiet(ppo_learner(small(tok), tok, asked(16), short, n=8, bs=8, max_new_tokens=4))
+    learn = quiet(ppo_from_prompts(small(tok), tok, asked(16), short, n=8, bs=8, max_new_tokens=4))
     ids = torch.tensor([tok(texts[3]).input_ids])
     merged,diff = merge_adapter(learn.model.hf, ids)
     assert diff['max_logit_diff']<1e-4
@@ -145,5 +148,5 @@ def test_policy_is_saved_as_any_other(tok, tmp_path):
 
 def test_refusals(tok):
     for method in ('prompt', 'prefix'):
-        with pytest.raises(LmftError, match='cannot stand'): ppo_learner(small(tok), tok, asked(8), short, method, n=8)
-    with pytest.raises(LmftError, match='writes no text'): ppo_learner(small(tok, 'bert'), tok, asked(8), short, n=8)
+        with pytest.raises(LmftError, match='cannot stand'): ppo_from_prompts(small(tok), tok, asked(8), short, method, n=8)
+    with pytest.raises(LmftError, match='writes no text'): ppo_from_prompts(small(tok, 'bert'), tok, asked(8), short, n=8)

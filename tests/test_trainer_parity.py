@@ -11,7 +11,8 @@ from transformers import Trainer, TrainingArguments
 from lmft.data.batches import LMDL, text_example, train_tokenizer
 from lmft.train.callbacks import StepLog
 from lmft.core import set_seed
-from lmft.train.learner import adamw, lm_learner
+from lmft.train.optim import adamw
+from lmft.train.learner import lm_learner
 from lmft.models.loading import new_model
 
 words = 'the cat and a dog sat on my mat while ice cream melted slowly in that warm sun of June'.split()
@@ -98,6 +99,6 @@ def test_cosine(n_acc, tmp_path):
     opt = torch.optim.AdamW(decay_groups(other), lr=lr, betas=(.9, .99), eps=eps)
     sched = torch.optim.lr_scheduler.LambdaLR(opt, lambda k: cosine(k, n, .25))
     losses,_ = theirs(other, tmp_path, n_acc, n_epoch, (opt, sched))
-    mine,rates = ours(hf, n_acc, lambda learn: learn.fit_cos(n_epoch, pct_start=.25))
+    mine,rates = ours(hf, n_acc, lambda learn: learn.fit_cos(n_epoch, warmup=.25))
     assert rates==pytest.approx([lr*cosine(k, n, .25) for k in range(n)], rel=1e-6)
     same(mine, losses, hf, other)

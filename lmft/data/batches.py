@@ -11,8 +11,8 @@ Docs: https://lmft-org.github.io/lmft/learn/batches.html.md"""
 # %% auto #0
 __all__ = ['pad_token', 'end_token', 'roles', 'special_tokens', 'chat_template', 'train_tokenizer', 'check_folder',
            'load_tokenizer', 'text_example', 'chop', 'prompt_example', 'render', 'chat_example', 'to_messages',
-           'sft_example', 'fit_length', 'pack', 'make_batch', 'LMDL', 'by_length_order', 'lm_dls', 'clm_examples',
-           'clm_dls', 'sft_examples', 'sft_dls', 'token_bytes']
+           'as_asked', 'sft_example', 'fit_length', 'pack', 'make_batch', 'LMDL', 'by_length_order', 'lm_dls',
+           'clm_examples', 'clm_dls', 'sft_examples', 'sft_dls', 'token_bytes']
 
 # %% ../../nbs/learn/01_batches.ipynb #ae34ab88
 import html, random, re
@@ -201,6 +201,14 @@ def to_messages(record):
         raise LmftError(f'a record with the fields {sorted(record)} holds no answer to train on')
     ask = record['instruction'] + (f"\n\n{record['input']}" if record.get('input') else '')
     return [dict(role='user', content=ask), dict(role='assistant', content=record['output'])]
+
+# %% ../../nbs/learn/01_batches.ipynb #3f565afb
+def as_asked(
+    prompt,  # str or list of messages
+    tok,     # Tokenizer
+):
+    "A question as the turn that a chat model answers; a conversation, or text without a chat template, as it is"
+    return [dict(role='user', content=prompt)] if isinstance(prompt, str) and tok.chat_template else prompt
 
 # %% ../../nbs/learn/01_batches.ipynb #0f8c1e01
 def sft_example(

@@ -1,7 +1,7 @@
 """Zero- and few-shot prompts, answers chosen by probability, and what examples in a prompt do
 
 A prompt asks a trained model for something without training it. `few_shot` writes a task with some solved examples as
-text or as a conversation, `choose` takes the option that the model finds most probable, and `respond` answers rows of
+text or as a conversation, `choose` takes the option that the model finds most probable, and `respond` answers records of
 any task in one of both ways. `nearest_tokens` looks for words in a prompt that was learned.
 
 Docs: https://lmft-org.github.io/lmft/learn/prompting.html.md"""
@@ -23,32 +23,34 @@ from ..generation import generate, token_logps
 
 # %% ../../nbs/learn/08_prompting.ipynb #49c4b09e
 def few_shot(
-    row:dict,       # A task: instruction, input, output
-    examples=(),    # Rows that are shown with their answers
+    record:dict,    # A task: instruction, input, output
+    examples=(),    # Records that are shown with their answers
     chat=False,     # A list of messages, for models tuned on conversations; else one text
 ):
-    "The prompt that asks for the output of `row` after some solved examples (Brown et al., 2020, arXiv:2005.14165)"
-    if chat: return [m for e in examples for m in to_messages(e)]+to_messages(row)[:-1]
+    "The prompt for the output of `record` after some solved examples (Brown et al., 2020, arXiv:2005.14165)"
+    if chat: return [m for e in examples for m in to_messages(e)]+to_messages(record)[:-1]
     def ask(r): return f"Q: {r['input'] or r['instruction']}\nA:"
-    head = [row['instruction']] if row['instruction'] and row['input'] else []
-    return '\n'.join([*head, *(f"{ask(e)} {e['output']}" for e in examples), ask(row)])
+    head = [record['instruction']] if record['instruction'] and record['input'] else []
+    return '\n'.join([*head, *(f"{ask(e)} {e['output']}" for e in examples), ask(record)])
 
 # %% ../../nbs/learn/08_prompting.ipynb #1f8ba9b0
 def draw_examples(
-    rows:list,    # Rows that are asked
-    pool:list,    # Rows to draw from; those of another `task` are left aside
-    k:int,        # Examples a row
-    seed:int=0,
-) -> list:        # Of lists of rows
-    "`k` solved examples for each row, drawn from the rows of its task"
-    rng,by_task,out = random.Random(seed),{},[]
-    for r in pool: by_task.setdefault(r.get('task'), []).append(r)
+    records:list, # Records that are asked
+    pool:list,    # Records to sample from; those of another `task` are left aside
+    k:int,        # Examples a record
+    seed:int=0,   # Decides which
+) -> list:        # Of lists of records
+    "`k` solved examples for each record, sampled from the records of its task"
     def question(r): return r['input'] or r['instruction']
-    for r in rows:
+    rng = random.Random(seed)
+    by_task = {}
+    for r in pool: by_task.setdefault(r.get('task'), []).append(r)
+    chosen = []
+    for r in records:
         others = [e for e in by_task.get(r.get('task'), []) if question(e)!=question(r)]
         if len(others)<k: raise LmftError(f"task '{r.get('task')}' has {len(others)} rows to show; {k} were asked for")
-        out.append(rng.sample(others, k))
-    return out
+        chosen.append(rng.sample(others, k))
+    return chosen
 
 # %% ../../nbs/learn/08_prompting.ipynb #3696cd6c
 def option_logps(
@@ -57,11 +59,17 @@ def option_logps(
     prompts:list,  # Strings, or lists of messages
     options:list,  # The possible answers to each prompt, a list of str
     mean=False,    # Mean over the tokens of an option instead of the sum
+    end=None,      # Count the stop token as part of an option; None: in conversations alone
     **kwargs       # `bs` and `left`, as in `token_logps`
 ) -> list:
-    "Log-probabilities (nats) of the options of each prompt, one vector a prompt; messages count the stop token"
-    asked = [(p, f' {o}' if isinstance(p, str) else o) for p,opts in zip(prompts, options, strict=True) for o in opts]
-    logps = token_logps(model, tok, *zip(*asked), end=not isinstance(prompts[0], str), **kwargs)
+    "Log-probabilities (nats) of the options of each prompt, one vector a prompt"
+    plain = all(isinstance(p, str) for p in prompts)
+    if not plain and any(isinstance(p, str) for p in prompts): raise LmftError('give all prompts as text, or all as messages')
+    for i,(p,opts) in enumerate(zip(prompts, options, strict=True)):
+        if not opts: raise LmftError(f'prompt {i+1} has no options; give it at least one')
+    if not prompts: return []
+    each = [(p, f' {o}' if plain else o) for p,opts in zip(prompts, options) for o in opts]
+    logps = token_logps(model, tok, *zip(*each), end=not plain if end is None else end, **kwargs)
     scores = torch.stack([v.mean() if mean else v.sum() for v in logps])
     return list(scores.split([len(opts) for opts in options]))
 
@@ -70,35 +78,37 @@ def choose(
     model,         # Causal 🤗 or peft model
     tok,           # Its tokenizer
     prompts:list,  # Strings, or lists of messages
-    options:list,  # The possible answers to each prompt
-    mean=False,    # Compare means over tokens
+    options:list,  # The possible answers to each prompt, a list of str
     neutral=None,  # Prompts without content: what they say is subtracted (Zhao et al., 2021, arXiv:2102.09690)
-    **kwargs       # `bs` and `left`, as in `token_logps`
+    **kwargs       # Other arguments of `option_logps`
 ) -> list:         # Of str
     "The most probable option of each prompt"
-    scores,away = (ps and option_logps(model, tok, ps, options, mean, **kwargs) for ps in (prompts, neutral))
-    if neutral: scores = [s-n for s,n in zip(scores, away, strict=True)]
+    scores = option_logps(model, tok, prompts, options, **kwargs)
+    if neutral:
+        before = option_logps(model, tok, neutral, options, **kwargs)
+        scores = [s-b for s,b in zip(scores, before, strict=True)]
     return [opts[s.argmax()] for s,opts in zip(scores, options)]
 
 # %% ../../nbs/learn/08_prompting.ipynb #c7756477
 def respond(
     model,                # Causal 🤗 or peft model
     tok,                  # Its tokenizer
-    rows:list,            # Tasks: instruction, input, and options where there are some
-    examples=None,        # Solved rows to show with each row, as `draw_examples` gives them
+    records:list,         # Tasks: instruction, input, and options where there are some
+    examples=None,        # Solved records to show with each, as `draw_examples` gives them
     chat=False,           # Ask in a conversation
-    max_new_tokens:int=24,
+    max_new_tokens:int=24,# Maximum tokens of a written answer
     bs:int=32,            # Prompts at a time
 ) -> list:                # Of str
-    "An answer to each row: the most probable option, or the line that is generated"
-    examples,out = examples or [()]*len(rows),[None]*len(rows)
-    prompts = [few_shot(r, e, chat) for r,e in zip(rows, examples, strict=True)]
-    closed,free = [[i for i,r in enumerate(rows) if bool(r.get('options'))==has] for has in (True, False)]
-    if closed: picked = choose(model, tok, [prompts[i] for i in closed], [rows[i]['options'] for i in closed], bs=bs)
-    if free: written = generate(model, tok, [prompts[i] for i in free], max_new_tokens, bs=bs)
-    for i in closed: out[i] = picked.pop(0)
-    for i in free: out[i] = (written.pop(0).strip().splitlines() or [''])[0]
-    return out
+    "An answer to each record: the most probable option, or the line that is generated"
+    examples = examples or [()]*len(records)
+    prompts = [few_shot(r, e, chat) for r,e in zip(records, examples, strict=True)]
+    closed = [i for i,r in enumerate(records) if r.get('options')]
+    free = [i for i,r in enumerate(records) if not r.get('options')]
+    picked = choose(model, tok, [prompts[i] for i in closed], [records[i]['options'] for i in closed], bs=bs)
+    written = generate(model, tok, [prompts[i] for i in free], max_new_tokens, bs=bs)
+    lines = [(text.strip().splitlines() or [''])[0] for text in written]
+    answers = dict(zip([*closed, *free], [*picked, *lines]))
+    return [answers[i] for i in range(len(records))]
 
 # %% ../../nbs/learn/08_prompting.ipynb #f8de6bdd
 def nearest_tokens(
@@ -106,5 +116,5 @@ def nearest_tokens(
     table,    # Token vectors of the model, (vocab_size, width)
 ):            # (ids, cosines), each (virtual tokens,)
     "The token whose vector points most nearly in the direction of each vector, and the cosine between them"
-    cosines = F.normalize(vectors, dim=1) @ F.normalize(table, dim=1).T
-    return tuple(reversed(cosines.max(1)))
+    cosines,ids = (F.normalize(vectors, dim=1) @ F.normalize(table, dim=1).T).max(1)
+    return ids, cosines
