@@ -17,7 +17,8 @@ Modules:
 - `lmft.models.adapters`: Small parts that tune a frozen model: LoRA, prefixes, soft prompts, bottlenecks in sequence and in parallel
 - `lmft.models.loading`: Tiny configurations of real architectures, safe loading and saving, and which part of a model a method trains
 - `lmft.models.methods`: Which weights a method trains: all, the last blocks, the head, or an adapter
-- `lmft.models.parts`: Blocks, head, new modules: what a 🤗 model is made of, found in one place
+- `lmft.models.parts`: Blocks, attention, feed-forward, head, positions: what a 🤗 model is made of, found in one place
+- `lmft.models.probe`: Attention, feed-forward, final norm, causality: found by running a small copy, not by names
 - `lmft.models.wrapper`: A 🤗 model behind one call that takes a batch and returns predictions for just the tokens in the loss
 - `lmft.options`: What commands share: options written once, and a check that they are what the signature says
 - `lmft.progress`: How far long work is and how long it will take, in a terminal, in a notebook and in a log file

@@ -30,7 +30,7 @@ from transformers.generation.streamers import BaseStreamer
 from .data.batches import _bos, chat_example, make_batch, prompt_example, render
 from .models.loading import stop_ids
 from .models.wrapper import HFModel
-from .models.parts import base_of, virtual_tokens
+from .models.parts import base_of, max_positions, virtual_tokens
 
 # %% ../nbs/learn/03_generation.ipynb #13c0eb32
 def encode_prompt(
@@ -65,7 +65,7 @@ def sampling_config(
 ) -> GenerationConfig:
     "All that a call of 🤗's `generate` does; rejects what would run over the model's context length"
     base = base_of(model)
-    length = getattr(base.config, 'max_position_embeddings', None)
+    length = max_positions(model)
     if length and virtual_tokens(model)+n_prompt+max_new_tokens>length: raise LmftError(
         f'a prompt of {n_prompt} tokens and {max_new_tokens} new ones exceed the {length} positions of this model')
     ends = dict(max_new_tokens=max_new_tokens, pad_token_id=tok.pad_token_id, eos_token_id=stop_ids(model, tok))
@@ -78,6 +78,7 @@ def sampling_config(
         'answer; leave from_checkpoint out')
     config.update(**ends, max_length=None)
     return config
+
 
 # %% ../nbs/learn/03_generation.ipynb #a42cad73
 def left_pad(

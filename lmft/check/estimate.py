@@ -26,7 +26,7 @@ from ..train.learner import TermLoss, lm_learner, token_loss
 from ..models.wrapper import HFModel
 from ..models.loading import _head, adapter_config, archs, read_config, sizes
 from ..models.methods import add_adapter, trainable
-from ..models.parts import base_of, count_params, virtual_tokens
+from ..models.parts import base_of, count_params, head_kind, virtual_tokens
 from ..train.speed import checkpoint_blocks
 
 import psutil
@@ -132,11 +132,9 @@ def _fake_batch(model, bs, seq_len, n_kept, device):
     "Inputs and targets of the shapes that the data will have"
     def ints(*shape): return torch.zeros(*shape, dtype=torch.long, device=device)
     b = dict(input_ids=ints(bs, seq_len), position_ids=ints(bs, seq_len), keep=ints(bs, seq_len).bool())
-    kind = type(base_of(model.hf)).__name__
-    packed = any(k in kind for k in ('CausalLM', 'LMHead', 'Mask', 'PreTraining')) and not virtual_tokens(model.hf)
-    if not packed: b['attention_mask'] = ints(bs, seq_len)
+    if model.kind not in ('causal', 'masked', 'pretraining') or virtual_tokens(model.hf): b['attention_mask'] = ints(bs, seq_len)
     if model.spans: return b, ints(2*bs)
-    return (b, ints(n_kept), ints(bs)) if 'PreTraining' in kind else (b, ints(n_kept))
+    return (b, ints(n_kept), ints(bs)) if model.kind=='pretraining' else (b, ints(n_kept))
 
 # %% ../../nbs/reference/estimate.ipynb #cab237b9
 def rehearse(
@@ -149,9 +147,10 @@ def rehearse(
     device='cpu',      # Where the run will be
 ) -> Meter:            # Its peak is that of two steps, its work that of the last
     "Train for two steps without content, under a meter"
-    meter = Meter(max(1, round(bs*seq_len*labelled)))
+    meter,model = Meter(max(1, round(bs*seq_len*labelled))),HFModel(hf)          # its parts are found outside of the meter
     with FakeTensorMode(allow_non_fake_inputs=True), meter:        # the weights come from the meta device
-        model = HFModel(hf.to_empty(device=device)).train()
+        hf.to_empty(device=device)
+        model.train()
         base_of(hf).tie_weights()
         if model.per_row: meter.n_kept = bs
         model.amp,loss_func = None if precision=='fp32' else dtypes[precision],TermLoss(_losses)
@@ -214,7 +213,7 @@ def estimate(
     precision = pick_precision(precision, device)
     with torch.device('meta'): hf = _without_weights(model, method, head, arch, vocab_size, seq_len)
     if gradient_checkpointing: checkpoint_blocks(hf)
-    if labelled is None: labelled = .15 if any(k in type(base_of(hf)).__name__ for k in ('Mask', 'PreTraining')) else 1.
+    if labelled is None: labelled = .15 if head_kind(hf) in ('masked', 'pretraining') else 1.
     try: m = rehearse(hf, bs, seq_len, n_acc, labelled, precision, device.type)
     except (DataDependentOutputException, DynamicOutputShapeException) as e:
         raise LmftError(f'{model}: what this model does depends on the content of its inputs ({e.func}); '

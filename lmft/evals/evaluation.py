@@ -32,7 +32,7 @@ from ..data.batches import lm_dls, sft_examples
 from ..stages.finetuning import tune_learner
 from ..generation import encode_prompt
 from ..train.guards import guarded
-from ..models.parts import base_of, virtual_tokens
+from ..models.parts import max_positions, virtual_tokens
 from .prompting import draw_examples, few_shot, respond
 from ..data.records import _open, read_records
 
@@ -208,7 +208,7 @@ def shown_examples(
 # %% ../../nbs/learn/10_evaluation.ipynb #8862ab44
 def _answers(model, tok, rows, examples, chat, max_new_tokens, bs):
     "An answer to each row, cut where the positions of the model end"
-    room,asked,said = getattr(base_of(model).config, 'max_position_embeddings', None),[],{}
+    room,asked,said = max_positions(model),[],{}
     for i,(r,es) in enumerate(zip(rows, examples, strict=True)):
         most = max_new_tokens
         if room and not r.get('options'):

@@ -26,7 +26,7 @@ from ..data.ondisk import records_on_disk
 from ..data.records import read_records, split_places
 from ..generation import encode_prompt
 from ..models.loading import adapter_config, archs, load_model, new_model, read_config, sizes
-from ..models.parts import base_of, virtual_tokens
+from ..models.parts import base_of, max_positions, virtual_tokens
 from . import defaults as options
 from ..data.batches import as_asked
 from .preferences import reward_scores
@@ -130,7 +130,7 @@ def open_model(
 # %% ../../nbs/reference/builders.ipynb #9e268a44
 def _fits(stage, seq_len, model):
     "The context length of a stage, no more than the model has positions"
-    most = getattr(base_of(model).config, 'max_position_embeddings', None)
+    most = max_positions(model)
     return min(filter(None, [seq_len or stage.defaults.seq_len, most and most-virtual_tokens(model)]))
 
 def _device(device):
@@ -361,7 +361,7 @@ def _prompts(data, report):
 
 def _that_fit(prompts, tok, model, max_new_tokens, report):
     "The prompts after which the model has positions for an answer; others are rejected, or left out"
-    kept,most = [],getattr(base_of(model).config, 'max_position_embeddings', None)
+    kept,most = [],max_positions(model)
     for i,p in enumerate(prompts):
         n = len(encode_prompt(as_asked(p, tok), tok))
         if not most or n+max_new_tokens<=most: kept.append(p); continue

@@ -38,6 +38,8 @@ from ..models.wrapper import HFModel
 from .classification import class_decoders, class_loss, class_prediction, problem_type
 from ..train.learner import lm_learner
 from ..models.parts import base_of
+from ..models.parts import is_causal, max_positions
+from ..models.methods import method
 
 # %% ../../nbs/learn/05_finetuning.ipynb #e9982a08
 @lru_cache(maxsize=16)
@@ -63,9 +65,7 @@ def framed_tokenizer(
 # %% ../../nbs/learn/05_finetuning.ipynb #ea9c120f
 def context_length(tok, model, seq_len):
     "Tokens that an example may have, at most `seq_len` and no more than the model has positions; is it causal?"
-    wrapped = HFModel(model)
-    places = getattr(base_of(model).config, 'max_position_embeddings', seq_len+wrapped.first)-wrapped.first
-    return min(seq_len, places, tok.model_max_length), wrapped.causal
+    return min(seq_len, max_positions(model) or seq_len, tok.model_max_length), is_causal(model)
 
 def encode_windows(
     tok,             # Tokenizer with offsets

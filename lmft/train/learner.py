@@ -32,9 +32,8 @@ from torch import nn
 
 from .. import generation
 from ..data.batches import token_bytes
+from ..models.wrapper import HFModel, choose_packing
 from ..models.loading import save_model
-from ..models.parts import virtual_tokens
-from ..models.wrapper import HFModel
 from .optim import adamw, layer_groups, lr_curve
 
 # %% ../../nbs/learn/02_learner.ipynb #15e0f279
@@ -262,8 +261,7 @@ def lm_learner(
     **kwargs             # Other arguments of fastai's `Learner`
 ) -> LMLearner:
     "A Learner with exact loss, accumulation, decay and averages"
-    if virtual_tokens(model) and any(getattr(dl, 'packed', False) for dl in dls.loaders):
-        raise LmftError('documents cannot share a row behind a soft prompt or prefix; make batches with packed=False')
+    if any(getattr(dl, 'packed', False) for dl in dls.loaders): choose_packing(model, True)
     dls.n_inp,dev = 1,getattr(dls, 'device', None)               # whatever follows the inputs is a target
     model = model if isinstance(model, HFModel) else HFModel(model)
     if dev: model = model.to(dev)
