@@ -10,8 +10,11 @@ Modules:
 - `lmft.data.batches`: From records to what a model sees: tokens, which of them are trained, and rows without waste
 - `lmft.data.ondisk`: Records and tokens in files that are mapped, not loaded: memory stays flat, and a killed run goes on
 - `lmft.data.records`: Files, folders and 🤗 datasets as plain dicts: every public shape recognised, every bad record named
+- `lmft.data.words`: What a word is, in one place: letters with their marks, and characters one by one where a script has no spaces
 - `lmft.evals.evaluation`: What a model does with tasks it was not trained on, and how far a left-out task is from a left-out kind of task
+- `lmft.evals.folds`: A model tuned for every cluster that is left out, and for the usual way of leaving out single tasks, on equally much data
 - `lmft.evals.prompting`: Zero- and few-shot prompts, answers chosen by probability, and what examples in a prompt do
+- `lmft.evals.tasks`: Super-NaturalInstructions files as rows of tasks, split by hash, with the marks by which a row is known again
 - `lmft.generation`: Continue a text, answer a question, and say how probable a given answer is
 - `lmft.models.adapters`: Small parts that tune a frozen model: LoRA, prefixes, soft prompts, bottlenecks in sequence and in parallel
 - `lmft.models.loading`: Tiny configurations of real architectures, safe loading and saving, and which part of a model a method trains
@@ -19,11 +22,15 @@ Modules:
 - `lmft.models.parts`: Blocks, head, new modules: what a 🤗 model is made of, found in one place
 - `lmft.models.wrapper`: A 🤗 model behind one call that takes a batch and returns predictions for just the tokens in the loss
 - `lmft.runs`: What every command does around its own work: options are checked, a folder is claimed, figures are left in it
+- `lmft.stages.bases`: What a model knows of the world, and the two base models from which all later lessons start
 - `lmft.stages.extraction`: Labels on words and on spans: named entities, and answers that stand in a text or are written
 - `lmft.stages.finetuning`: Classes for texts, a style for a model: what a head, a few blocks or all weights learn, and what they forget
+- `lmft.stages.guidelines`: What annotators are told, checked by code, and the majority of what they answer
 - `lmft.stages.instructions`: From a model that goes on to one that answers: chat templates, four ways to make a set, and tuning on it
+- `lmft.stages.making`: Records by hand, from templates, or from a language model, each with its origin, and a filter for near-copies
 - `lmft.stages.preferences`: Rankings with ties become pairs; pairs teach a reward model to judge, or a policy to answer better
 - `lmft.stages.pretraining`: From text alone: next words, masked words, neighbouring sentences, and the base models of all later lessons
+- `lmft.stages.questions`: Answers that are spans of a context, found in windows, or that are written, scored as SQuAD scores
 - `lmft.stages.rlhf`: Let a model answer, let a reward model judge the answers, and make the better ones more probable
 - `lmft.tour`: From random weights to a model that answers: the whole way in one call, and one page that shows it
 - `lmft.train.callbacks`: Precision that is what it says, a log of every step, a run that others can follow, samples of what the model writes

@@ -87,13 +87,13 @@ def pretrain(**o):
 def _pretrain_masked(o, out, device, precision, texts, model, tok, kw, lr, bad):
     "Masked words, with `mlm+nsp` also neighbouring pieces"
     from lmft.check.doctor import examine, refuse
-    from lmft.train.learner import lm_learner, token_loss
+    from lmft.train.learner import Accuracy, lm_learner, token_loss
     from lmft.data.ondisk import tokens_on_disk
-    from lmft.stages.pretraining import TermAccuracy, masked_dls, mlm_dls, mlm_examples, mlm_nsp_loss
+    from lmft.stages.pretraining import masked_dls, mlm_dls, mlm_examples, mlm_nsp_loss
     nsp,seq_len = o['objective']=='mlm+nsp',kw.pop('seq_len')
     refuse(examine(_of_answers, train=texts[0], valid=texts[1], tok=tok, model=model, method='full', lr=lr,
                    precision=precision, device=device, seq_len=o['seq_len']))
-    metrics = [TermAccuracy(i, name) for i,name in enumerate(['masked_accuracy', 'nsp_accuracy'][:1+nsp])]
+    metrics = [Accuracy(i, name) for i,name in enumerate(['masked_accuracy', 'nsp_accuracy'][:1+nsp])]
     if nsp: dls = mlm_dls(*texts, tok, seq_len, nsp=True, **kw)               # pairs are drawn from all of the text
     else: dls = masked_dls(*(tokens_on_disk(t, tok, seq_len, mlm_examples) for t in texts), tok, **kw)
     learner = partial(lm_learner, dls, model, mlm_nsp_loss if nsp else token_loss, metrics, lr)
@@ -122,7 +122,7 @@ def _ner(o, path, tok, train, valid, kw):
 # %% ../nbs/reference/commands.ipynb #3e01c71a
 def _qa(o, path, tok, train, valid, kw):
     from lmft.data.batches import lm_dls, sft_examples
-    from lmft.stages.extraction import answer_questions, qa_dls, qa_prompt, squad_scores, write_answers
+    from lmft.stages.questions import answer_questions, qa_dls, qa_prompt, squad_scores, write_answers
     from lmft.models.loading import load_model
     from lmft.models.methods import trainable
     model = trainable(load_model(path, 'causal' if o['generative'] else 'spans'), o['method'])
@@ -223,7 +223,7 @@ def merge(**o):
 # %% ../nbs/reference/commands.ipynb #aadfd60d
 def _by_templates(o, bad):
     from lmft.core import BadRecord
-    from lmft.stages.instructions import from_templates, usual_templates
+    from lmft.stages.making import from_templates, usual_templates
     from lmft.data.records import read_records
     files = {path: list(read_records(path, o['on_bad'], bad)) for path in o['data']}
     every = [r for rs in files.values() for r in rs]
@@ -249,7 +249,7 @@ def _read_json(path, kind):
 # %% ../nbs/reference/commands.ipynb #fbfe13da
 def _by_guidelines(o, bad):
     from lmft.core import LmftError
-    from lmft.stages.instructions import from_guidelines, read_guideline
+    from lmft.stages.guidelines import from_guidelines, read_guideline
     if not o['guideline']: raise LmftError('--how guidelines needs --guideline, the JSON file of a guideline')
     guideline = read_guideline(o['guideline'])
     rows,back,agree = from_guidelines(guideline, read_all(o, o['data'], [{'input', 'output', 'annotator'}], bad))
@@ -259,7 +259,7 @@ def _by_guidelines(o, bad):
 def _by_model(o, bad):
     from lmft.core import LmftError
     from lmft.generation import generate as write
-    from lmft.stages.instructions import from_model, world_author
+    from lmft.stages.making import from_model, world_author
     from lmft.world.facts import World
     if not o['model']: raise LmftError("--how model needs --model, a causal model or 'world'")
     seeds = [r for r in read_all(o, o['data'], [{'instruction', 'output'}], bad)]
@@ -281,7 +281,7 @@ _only = dict(templates='templates', guideline='guidelines', model='model', rows=
 def make(**o):
     "Make an instruction set from labelled records, from the answers of annotators, or with a language model"
     from lmft.core import LmftError, set_seed
-    from lmft.stages.instructions import filter_rows
+    from lmft.stages.making import filter_rows
     o = complete('make', o)
     device,_ = check_options(o)
     out,bad = free_folder(o),[]
@@ -301,7 +301,7 @@ def _to_ask(o, n_train=200):
     "Model folder, tokenizer and rows of tasks: (path, tok, train, test, bad)"
     import lmft.models.adapters
     from lmft.data.batches import load_tokenizer
-    from lmft.evals.evaluation import read_tasks, split_tasks
+    from lmft.evals.tasks import read_tasks, split_tasks
     path,bad = model_dir(o['model']),[]
     train,test = split_tasks(read_tasks(o['tasks'], o['categories'], o['on_bad'], bad), n_train, o['n'], o['seed'])
     return path, load_tokenizer(path), train, test, bad
@@ -360,7 +360,8 @@ def loco(**o):
     import lmft.models.adapters
     from lmft.train.callbacks import StepLog, finite, mixed_precision
     from lmft.core import set_seed
-    from lmft.evals.evaluation import column_means, columns, fold_rows, loco as leave_out, make_folds, shown_examples
+    from lmft.evals.folds import column_means, columns, fold_rows, loco as leave_out, make_folds
+    from lmft.evals.evaluation import shown_examples
     from lmft.models.loading import load_model
     from lmft.models.methods import trainable
     o = complete('loco', o)

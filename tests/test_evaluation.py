@@ -4,10 +4,11 @@ from pathlib import Path
 import pandas as pd, pytest
 from fastai.callback.core import Callback
 from lmft.core import LmftError, set_seed
-from lmft.evals import evaluation
+from lmft.evals import folds as folding
 from lmft.data.batches import train_tokenizer
-from lmft.evals.evaluation import (check_leaks, columns, evaluate, fitting, fold_rows, forbidden, grade, loco, make_folds, marks,
-    read_tasks, split_tasks)
+from lmft.evals.folds import check_leaks, columns, fold_rows, forbidden, loco, make_folds
+from lmft.evals.evaluation import evaluate, fit_tasks, fitting, grade
+from lmft.evals.tasks import marks, read_tasks, split_tasks
 from lmft.models.loading import new_model
 from lmft.world.facts import World
 from lmft.world.judge import write_world
@@ -80,8 +81,8 @@ def test_a_planted_leak_is_refused(rows, tok, monkeypatch):
     for f,rs in zip(fs:=make_folds(train+[stray]), fold_rows(fs, train+[stray], test)):
         assert f.kind=='all' or 'kind_of' not in f.scored or stray['input'] not in [r['input'] for r in rs]
         check_leaks(f, rs, forbidden(f, train+[stray], test))
-    honest = evaluation.fold_rows
-    monkeypatch.setattr(evaluation, 'fold_rows', lambda *args: [rs[:-1]+[test[0]] for rs in honest(*args)])
+    honest = folding.fold_rows
+    monkeypatch.setattr(folding, 'fold_rows', lambda *args: [rs[:-1]+[test[0]] for rs in honest(*args)])
     with pytest.raises(LmftError, match='would train on the instance of a row that it leaves out'): run(rows, tok)
 
 def test_folds_are_equal(whole):
