@@ -12,7 +12,7 @@ Docs: https://lmft-org.github.io/lmft/reference/words.html.md"""
 __all__ = ['word_spans', 'folded', 'words_of', 'parts_of', 'plain_words', 'seen_span']
 
 # %% ../../nbs/reference/words.ipynb #31b7da10
-import re, unicodedata
+import unicodedata
 
 import regex
 

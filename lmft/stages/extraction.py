@@ -19,7 +19,6 @@ from collections import Counter, defaultdict
 import torch
 from seqeval.metrics.sequence_labeling import get_entities
 
-from ..core import BadRecord
 from ..data.words import word_spans
 from ..models.parts import base_of
 from .finetuning import encode_windows, label_ids, labelled_example, predict, row_dls
