@@ -76,7 +76,8 @@ def _labelled(records, tok, model, seq_len, stride):
         try: spans[i] = _span(records[i], i)
         except BadRecord as e: faults[i] = e
     good = [i for i in range(len(records)) if i not in faults]
-    windows = [(good[k], *w) for k,*w in _qa_windows([records[i] for i in good], tok, model, seq_len, stride)]
+    usable = [records[i] for i in good]
+    windows = [(good[k], *w) for k,*w in _qa_windows(usable, tok, model, seq_len, stride)] if usable else []
     spans = _by_tokens(spans, windows)
     for i,ids,types,null,inside in windows:
         start,end = spans[i] or (0, 0)
