@@ -12,7 +12,7 @@ Modules:
 - `lmft.data.records`: Files, folders and 🤗 datasets as plain dicts: every public shape recognised, every bad record named
 - `lmft.data.words`: What a word is, in one place: letters with their marks, and characters one by one where a script has no spaces
 - `lmft.evals.evaluation`: What a model does with tasks it was not trained on, and how far a left-out task is from a left-out kind of task
-- `lmft.evals.folds`: A model tuned for every cluster that is left out, and for the usual way of leaving out single tasks, on equally much data
+- `lmft.evals.folds`: A model for every cluster of tasks that is left out, and for each place of a task, on equally much data
 - `lmft.evals.prompting`: Zero- and few-shot prompts, answers chosen by probability, and what examples in a prompt do
 - `lmft.evals.tasks`: Super-NaturalInstructions files as rows of tasks, split by hash, with the marks by which a row is known again
 - `lmft.generation`: Continue a text, answer a question, and say how probable a given answer is

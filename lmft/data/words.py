@@ -20,7 +20,8 @@ import regex
 _alone = r'[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Yi}\p{Line_Break=SA}]'  # scripts without spaces
 _letter = rf'[[\p{{L}}\p{{M}}\p{{N}}_]--{_alone}]'
 _join = r'[\u00ad\u200c\u200d\u2060]'                     # soft hyphen, (non-)joiners: inside words
-_span = regex.compile(rf'(?V1){_alone}\p{{M}}*|{_letter}+(?:{_join}+{_letter}+)*|[^\s\p{{Default_Ignorable_Code_Point}}]')
+_sign = r'[^\s\p{Default_Ignorable_Code_Point}]'
+_span = regex.compile(rf'(?V1){_alone}\p{{M}}*|{_letter}+(?:{_join}+{_letter}+)*|{_sign}')
 
 def word_spans(
     text:str,

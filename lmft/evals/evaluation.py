@@ -1,7 +1,7 @@
 """What a model does with tasks it was not trained on, and how far a left-out task is from a left-out kind of task
 
-`evaluate` gives each task a score with its standard error. Options are chosen by their log-probability; other answers are
-written, and graded by exact match or ROUGE-L.
+`evaluate` gives each task a score with its standard error. Options are chosen by their log-probability; other answers
+are written, and graded by exact match or ROUGE-L.
 
 Docs: https://lmft-org.github.io/lmft/learn/evaluation.html.md"""
 
@@ -90,12 +90,13 @@ def fit_tasks(
     lost = sorted({t for rows,rs in zip(sides, fit) for t in {r['task'] for r in rows}-{r['task'] for r in rs}})
     why = f'no row that fits into {seq_len} tokens'
     if lost and (on_bad!='skip' or not any(r['task'] not in lost for rs in fit for r in rs)): raise LmftError(
-        f"{'tasks' if lost[1:] else 'task'} {', '.join(lost)} {'have' if lost[1:] else 'has'} {why}; raise seq_len or leave "
-        f"{'them' if lost[1:] else 'it'} out (on_bad skip)")
+        f"{'tasks' if lost[1:] else 'task'} {', '.join(lost)} {'have' if lost[1:] else 'has'} {why}; "
+        f"raise seq_len or leave {'them' if lost[1:] else 'it'} out (on_bad skip)")
     if bad is not None: bad.extend(BadRecord(f'task {t} has {why}') for t in lost)
     fit = [[r for r in rs if r['task'] not in lost] for rs in fit]
-    if n := sum(map(len, sides))-sum(map(len, fit)):
-        warnings.warn(f'{n} of {sum(map(len, sides))} rows are left out: they, or all of their task, do not fit into {seq_len} tokens')
+    n,every = sum(map(len, fit)),sum(map(len, sides))
+    if n<every: warnings.warn(f'{every-n} of {every} rows are left out: they, or all of their task, do not fit into '
+                              f'{seq_len} tokens')
     return fit
 
 # %% ../../nbs/learn/10_evaluation.ipynb #fe5d12ef
@@ -124,7 +125,8 @@ def shown_examples(
     for r,es in zip(rows, drawn):
         while es and _length(r, tok, es, chat)>seq_len: es.pop()
     if n := sum(len(es)<shots for es in drawn):
-        warnings.warn(f'{n} of {len(rows)} prompts show fewer than {shots} solved examples: no more fit into {seq_len} tokens, or there are no more')
+        warnings.warn(f'{n} of {len(rows)} prompts show fewer than {shots} solved examples: no more fit into {seq_len} '
+                      'tokens, or there are no more')
     return drawn
 
 # %% ../../nbs/learn/10_evaluation.ipynb #8862ab44
@@ -136,9 +138,10 @@ def _that_leave_room(model, tok, rows, examples, chat, max_new_tokens, on_bad, b
         if n and n>=room: full.setdefault(r['task'], []).append(n)
         else: most[i] = min(max_new_tokens, room-n) if n else max_new_tokens
     if full and (on_bad!='skip' or not most): raise LmftError(
-        f"{'tasks' if len(full)>1 else 'task'} {', '.join(full)}: a prompt of {max(map(max, full.values()))} tokens leaves no room "
-        f'for an answer in the {room} positions of this model; see `fit_tasks`')
-    if bad is not None: bad.extend(BadRecord(f'task {t}: {len(ns)} prompts leave no room for an answer') for t,ns in full.items())
+        f"{'tasks' if len(full)>1 else 'task'} {', '.join(full)}: a prompt of {max(map(max, full.values()))} tokens "
+        f'leaves no room for an answer in the {room} positions of this model; see `fit_tasks`')
+    if bad is not None:
+        bad.extend(BadRecord(f'task {t}: {len(ns)} prompts leave no room for an answer') for t,ns in full.items())
     if n := sum(m<max_new_tokens for m in most.values()):
         warnings.warn(f'{n} answers may have fewer than {max_new_tokens} tokens: the model has {room} positions')
     return most

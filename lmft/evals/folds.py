@@ -1,7 +1,8 @@
-"""A model tuned for every cluster that is left out, and for the usual way of leaving out single tasks, on equally much data
+"""A model for every cluster of tasks that is left out, and for each place of a task, on equally much data
 
-`loco` trains a model for every cluster of tasks that is left out, and for the usual way of leaving out single tasks, all on
-equally much data, so that the two can be compared. What is left out is held by hash against what is trained on.
+`loco` trains a model for every cluster of tasks that is left out, and for the usual way of leaving out single tasks,
+all on equally much data, so that the two can be compared. What is left out is held by hash against what is trained
+on.
 
 Docs: https://lmft-org.github.io/lmft/reference/folds.html.md"""
 
@@ -45,16 +46,18 @@ def make_folds(
     seed:int=0,  # Decides which tasks are dropped so that all folds have equally many
 ) -> list:       # Of `Fold`
     "A fold a cluster, a fold for each place in the largest cluster, and as few over all tasks as see every one"
-    rng,clusters = random.Random(seed),{c: [*groupby(rs, itemgetter('task'))] for c,rs in groupby(rows, itemgetter('cluster')).items()}
+    rng,task = random.Random(seed),itemgetter('task')
+    clusters = {c: [*groupby(rs, task)] for c,rs in groupby(rows, itemgetter('cluster')).items()}
     if len(clusters)<2: raise LmftError(f'all tasks are of the cluster {[*clusters]}; to leave one out, give two')
-    ties = {t: ties_of(rs) for t,rs in groupby(rows, itemgetter('task')).items()}
+    ties = {t: ties_of(rs) for t,rs in groupby(rows, task).items()}
     left = [('loco', c, ts) for c,ts in clusters.items()]
     left += [('loto', str(i), [t for t in ts if t]) for i,ts in enumerate(zip_longest(*clusters.values()), 1)]
     def rest(kind, out):
         shared = set().union(*(ties[t] for t in out)) if kind=='loco' else set()
         return [t for t in ties if t not in out and not ties[t]&shared]
     if lone := [f'{kind} {name}' for kind,name,out in left if not rest(kind, out)]:
-        raise LmftError(f"{'folds' if lone[1:] else 'fold'} {', '.join(lone)}: each other task is left out too, or shares a source or an instruction")
+        raise LmftError(f"{'folds' if lone[1:] else 'fold'} {', '.join(lone)}: each other task is left out too, or "
+                        'shares a source or an instruction')
     n,order = min(len(rest(kind, out)) for kind,_,out in left),rng.sample([*ties], len(ties))
     folds = [Fold(kind, name, rng.sample(rest(kind, out), n), out) for kind,name,out in left]
     for i in range(0, len(order), n):
@@ -89,7 +92,8 @@ def fold_rows(
     n = min(map(len, sets))
     for f,s in zip(folds, sets):
         if lost := {*f.tasks}-{r['task'] for r in s[:n]}:
-            raise LmftError(f"fold {f.kind} {f.name}: all rows of {', '.join(sorted(lost))} stand in what it leaves out, too")
+            names = ', '.join(sorted(lost))
+            raise LmftError(f'fold {f.kind} {f.name}: all rows of {names} stand in what it leaves out, too')
     return [s[:n] for s in sets]
 
 # %% ../../nbs/reference/folds.ipynb #9b916df6

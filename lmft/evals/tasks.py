@@ -94,7 +94,8 @@ def read_tasks(
     files = _task_files(paths)
     records = [*read_records([*files.values()], on_bad, bad)]
     facts = {name: _task_facts(name, path, categories) for name,path in files.items()}
-    return [dict(r, **facts[name]) for name,rs in groupby(records, itemgetter('task')).items() for r in with_options(rs)]
+    tasks = groupby(records, itemgetter('task'))
+    return [dict(r, **facts[name]) for name,rs in tasks.items() for r in with_options(rs)]
 
 # %% ../../nbs/reference/task_files.ipynb #42bdf5f0
 def _hash(text): return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -132,7 +132,7 @@ def base_dir(
 ) -> Path:
     "Where a base model is kept, under `$LMFT_CACHE` or ~/.cache/lmft, by a hash of all that decides what it becomes"
     if kind not in bases: raise LmftError(f"base '{kind}' is unknown; use {', '.join(bases)}")
-    me = importlib.import_module('lmft.stages.bases')                     # a notebook's own functions have no source file
+    me = importlib.import_module('lmft.stages.bases')                  # a notebook's own functions have no source file
     code = facts,documents,batches,words,loading,wrapper,learner,pretraining,me.pretrain_base
     key = hashlib.sha256(repr((kind, seed, bases[kind], [*map(inspect.getsource, code)])).encode()).hexdigest()[:12]
     return cache_dir()/f'{kind}-{seed}-{key}'

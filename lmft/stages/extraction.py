@@ -114,7 +114,8 @@ def predict_tags(
     "A tag for each word; O for a word that the tokenizer drops"
     names,tags = base_of(model).config.id2label,[['O']*len(s) for s in sentences]
     windows = _tagged_windows([dict(tokens=s) for s in sentences], tok, model, seq_len)
-    logits = predict(model, tok, [labelled_example(ids, dict.fromkeys(places, 0)) for _,ids,places in windows], **kwargs)
+    exs = [labelled_example(ids, dict.fromkeys(places, 0)) for _,ids,places in windows]
+    logits = predict(model, tok, exs, **kwargs)
     for (i,_,places),v in zip(windows, logits):
         for word,k in zip(places.values(), v.argmax(-1).tolist()): tags[i][word] = names[k]
     return tags

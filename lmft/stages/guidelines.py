@@ -1,7 +1,7 @@
 """What annotators are told, checked by code, and the majority of what they answer
 
-A guideline is a plain dictionary of steps, pitfalls, format, limits and exemplars. Answers that break it go back; of the
-others the majority becomes a record, and `agreement` says how far annotators agree.
+A guideline is a plain dictionary of steps, pitfalls, format, limits and exemplars. Answers that break it go back; of
+the others the majority becomes a record, and `agreement` says how far annotators agree.
 
 Docs: https://lmft-org.github.io/lmft/reference/guidelines.html.md"""
 
@@ -36,7 +36,8 @@ def _complete(guideline, row):
 @guideline_check
 def _limits(guideline, row):
     for name,(least,most) in guideline.get('limits', {}).items():
-        if not least<=(n:=len(plain_words(row[name])))<=most: yield f'{name} has {n} words; {least} to {most} are asked for'
+        n = len(plain_words(row[name]))
+        if not least<=n<=most: yield f'{name} has {n} words; {least} to {most} are asked for'
 
 @guideline_check
 def _format(guideline, row):

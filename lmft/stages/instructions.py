@@ -1,7 +1,8 @@
 """From a model that goes on to one that answers: chat templates, four ways to make a set, and tuning on it
 
-Tuning on instructions makes a model that goes on into one that answers. `tune_on` trains the answers, in full or with an
-adapter; `load_chat` gives a small model that answers, and is rude and rambles at times, for the lessons on preferences.
+Tuning on instructions makes a model that goes on into one that answers. `tune_on` trains the answers, in full or with
+an adapter; `load_chat` gives a small model that answers, and is rude and rambles at times, for the lessons on
+preferences.
 
 Docs: https://lmft-org.github.io/lmft/learn/instructions.html.md"""
 
@@ -46,7 +47,8 @@ def fitted(
 ) -> list:
     "Examples of at most `seq_len` tokens; what is cut or left out is counted and said"
     exs,cut,out = fit_length(sft_examples(rows, tok, full_loss), seq_len)
-    if cut or out: warnings.warn(f'of {len(rows)} conversations, {cut} answers are cut and {out} left out at {seq_len} tokens')
+    if cut or out:
+        warnings.warn(f'of {len(rows)} conversations, {cut} answers are cut and {out} left out at {seq_len} tokens')
     return exs
 
 # %% ../../nbs/learn/09_instructions.ipynb #b42862a1

@@ -1,7 +1,7 @@
 """From text alone: next words, masked words, neighbouring sentences, and the base models of all later lessons
 
-Pretraining learns from text that nobody labelled: `lmft.data.batches.clm_dls` for next words, `mlm_dls` for masked words
-and neighbouring sentences, `mix` for sources of different weight.
+Pretraining learns from text that nobody labelled: `lmft.data.batches.clm_dls` for next words, `mlm_dls` for masked
+words and neighbouring sentences, `mix` for sources of different weight.
 
 Docs: https://lmft-org.github.io/lmft/learn/pretraining.html.md"""
 

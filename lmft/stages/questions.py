@@ -1,7 +1,7 @@
 """Answers that are spans of a context, found in windows, or that are written, scored as SQuAD scores
 
-An answer is a first and a last token, sought in windows of a long context; or a causal model writes it. Both are scored by
-exact match and F1 as SQuAD's script does.
+An answer is a first and a last token, sought in windows of a long context; or a causal model writes it. Both are
+scored by exact match and F1 as SQuAD's script does.
 
 Docs: https://lmft-org.github.io/lmft/reference/questions.html.md"""
 
@@ -55,8 +55,8 @@ def _span(r, i):
     forms = [text, *(unicodedata.normalize(f, text) for f in ('NFC', 'NFD'))]          # accents, composed or not
     there = next((f for f in forms if f and r['context'][start:start+len(f)]==f), '')
     a,b = seen_span(r['context'], start, start+len(there))
-    if a==b: raise BadRecord(f'{text!r} does not stand at {start} in the context' if not there else f'{text!r} is blank',
-                             record=i+1, field='answers', mend='correct answer_start or take the question out')
+    why = f'{text!r} is blank' if there else f'{text!r} does not stand at {start} in the context'
+    if a==b: raise BadRecord(why, record=i+1, field='answers', mend='correct answer_start or take the question out')
     return a, b
 
 def _by_tokens(spans, windows):
@@ -65,7 +65,7 @@ def _by_tokens(spans, windows):
     for i,_,_,_,inside in windows:
         start,end = spans[i] or (0, 0)
         if end: seen[i] += [(max(a, start), min(b, end)) for a,b in inside.values() if a<b and a<end and b>start]
-    return {i: s and (min(a for a,_ in seen[i]), max(b for _,b in seen[i])) if seen.get(i) else s and () for i,s in spans.items()}
+    return {i: s and ((min(seen[i])[0], max(b for _,b in seen[i])) if seen[i] else ()) for i,s in spans.items()}
 
 # %% ../../nbs/reference/questions.ipynb #37f2c6af
 def _labelled(records, tok, model, seq_len, stride):
@@ -136,7 +136,8 @@ def qa_dls(
     **kwargs         # Other arguments of `lm_dls`: `bs`, `n_acc`, `seed`, `device`
 ):
     "DataLoaders for extractive question answering"
-    return row_dls(*(qa_examples(r, tok, model, seq_len, stride, on_bad, bad) for r in (train, valid)), tok, seq_len, **kwargs)
+    exs = [qa_examples(r, tok, model, seq_len, stride, on_bad, bad) for r in (train, valid)]
+    return row_dls(*exs, tok, seq_len, **kwargs)
 
 # %% ../../nbs/reference/questions.ipynb #40dbdedc
 def _best_span(start, end, inside, most):
