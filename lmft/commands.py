@@ -303,7 +303,8 @@ def _to_ask(o, n_train=200):
     from lmft.data.batches import load_tokenizer
     from lmft.evals.tasks import read_tasks, split_tasks
     path,bad = model_dir(o['model']),[]
-    train,test = split_tasks(read_tasks(o['tasks'], o['categories'], o['on_bad'], bad), n_train, o['n'], o['seed'])
+    train,test = split_tasks(read_tasks(o['tasks'], o['categories'], o['on_bad'], bad), n_train, o['n'], o['seed'],
+                             o['on_bad'], bad)
     return path, load_tokenizer(path), train, test, bad
 
 def _room(o, model):
@@ -315,10 +316,10 @@ def _room(o, model):
                         f"an answer may take --max_new_tokens {o['max_new_tokens']}")
     return o['seq_len'] or min(512, room)
 
-def _that_fit(o, sides, tok, seq_len):
-    "Rows that fit into `seq_len` tokens, and how many do not; a task of which none does is refused"
-    from lmft.evals.evaluation import fitting
-    kept = [fitting(rows, tok, seq_len, o['chat']) for rows in sides]
+def _that_fit(o, sides, tok, seq_len, bad):
+    "Rows that fit into `seq_len` tokens, and how many do not; tasks of which none does are refused, or left out"
+    from lmft.evals.evaluation import fit_tasks
+    kept = fit_tasks(sides, tok, seq_len, o['chat'], o['on_bad'], bad)
     return *kept, sum(map(len, sides))-sum(map(len, kept))
 
 # %% ../nbs/reference/commands.ipynb #7489a298
@@ -334,9 +335,9 @@ def evaluate(**o):
     model = load_model(path).to(device)
     seq_len = _room(o, model)
     set_seed(o['seed'])
-    test,long = _that_fit(o, [test], tok, seq_len)
+    test,long = _that_fit(o, [test], tok, seq_len, bad)
     shown = shown_examples(test, train, o['shots'], tok, seq_len, o['chat'], o['seed'])
-    table = ask(model, tok, test, shown, o['chat'], o['max_new_tokens'])
+    table = ask(model, tok, test, shown, o['chat'], o['max_new_tokens'], on_bad=o['on_bad'], bad=bad)
     begin_folder(o, out, run_config(o, device), bad)
     with atomic_write(out/'tasks.csv') as f: f.write(table.to_csv(index=False))
     mean,se = mean_score(table['score'], table['se'])
@@ -370,7 +371,7 @@ def loco(**o):
     path,tok,train,test,bad = _to_ask(o, o['rows'])
     model = load_model(path)
     seq_len = _room(o, model)
-    train,test,long = _that_fit(o, [train, test], tok, seq_len)
+    train,test,long = _that_fit(o, [train, test], tok, seq_len, bad)
     fold_rows(make_folds(train, o['seed']), train, test)             # what cannot be done is said before the first fold
     shown_examples(test, train, o['shots'], tok, seq_len, o['chat'], o['seed'])
     trainable(model, o['method'])
