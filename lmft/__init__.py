@@ -11,8 +11,11 @@ Modules:
 - `lmft.data.batches`: From records to what a model sees: tokens, which of them are trained, and rows without waste
 - `lmft.data.ondisk`: Records and tokens in files that are mapped, not loaded: memory stays flat, and a killed run goes on
 - `lmft.data.records`: Files, folders and 🤗 datasets as plain dicts: every public shape recognised, every bad record named
+- `lmft.data.words`: What a word is, in one place: letters with their marks, and characters one by one where a script has no spaces
 - `lmft.evals.evaluation`: What a model does with tasks it was not trained on, and how far a left-out task is from a left-out kind of task
+- `lmft.evals.folds`: A model for every cluster of tasks that is left out, and for each place of a task, on equally much data
 - `lmft.evals.prompting`: Zero- and few-shot prompts, answers chosen by probability, and what examples in a prompt do
+- `lmft.evals.tasks`: Super-NaturalInstructions files as rows of tasks, split by hash, with the marks by which a row is known again
 - `lmft.generation`: Continue a text, answer a question, and say how probable a given answer is
 - `lmft.models.adapters`: Small parts that tune a frozen model: LoRA, prefixes, soft prompts, bottlenecks in sequence and in parallel
 - `lmft.models.loading`: Tiny configurations of real architectures, safe loading and saving, and which part of a model a method trains
@@ -23,13 +26,16 @@ Modules:
 - `lmft.options`: What commands share: options written once, and a check that they are what the signature says
 - `lmft.progress`: How far long work is and how long it will take, in a terminal, in a notebook and in a log file
 - `lmft.runs`: What every command does around its own work: numbers are checked, a folder is claimed, results are left in it
+- `lmft.stages.bases`: What a model knows of the world, and the two base models from which all later lessons start
 - `lmft.stages.builders`: From a file and a model to a learner in one call: `sft_learner`, `classify_learner` and seven more
 - `lmft.stages.classification`: A name, several names or a number for each text: how labels are read, what is learned from them, and how it is scored
 - `lmft.stages.defaults`: Every option of every stage, written once: builders and commands take their signatures from here
 - `lmft.stages.extraction`: Labels on words and on spans: named entities, and answers that stand in a text or are written
 - `lmft.stages.finetuning`: A class, several classes or a number for each text: which token is read, what the loss is, how it is read back
+- `lmft.stages.guidelines`: What annotators are told, checked by code, and the majority of what they answer
 - `lmft.stages.instructions`: From a model that goes on to one that answers: chat templates, four ways to make a set, and tuning on it
 - `lmft.stages.interpretation`: The texts that it gets most wrong, which class it takes for which, and whether its probabilities can be believed
+- `lmft.stages.making`: Records by hand, from templates, or from a language model, each with its origin, and a filter for near-copies
 - `lmft.stages.pairs`: A chosen and a rejected answer as two rows of one batch, beside what a reference says of both
 - `lmft.stages.people`: A person ranks answers one after the other; each ranking is on disk before the next question
 - `lmft.stages.ppo`: The machinery of reinforcement learning in the one loop: a value head, rollouts that fill the loader, a learner
@@ -37,6 +43,7 @@ Modules:
 - `lmft.stages.prediction`: Texts in, the same records with what the model says out: classes, numbers, entities, answers, completions
 - `lmft.stages.preferences`: Rankings with ties become pairs; pairs teach a reward model to judge, or a policy to answer better
 - `lmft.stages.pretraining`: From text alone: next words, masked words, neighbouring sentences, and the base models of all later lessons
+- `lmft.stages.questions`: Answers that are spans of a context, found in windows, or that are written, scored as SQuAD scores
 - `lmft.stages.rankings`: What people say of answers: rankings with ties, collected, split without leaks, and turned into pairs
 - `lmft.stages.rlhf`: Let a model answer, let a reward model judge the answers, and make the better ones more probable
 - `lmft.stages.table`: One table of all training stages: head, fields of a record, batches, loss, metrics and defaults

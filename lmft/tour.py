@@ -27,14 +27,16 @@ from matplotlib.figure import Figure
 from .data.batches import lm_dls, sft_examples
 from .train.callbacks import StepLog
 import lmft.models.adapters                                                 # more methods for `trainable`
-from .stages.extraction import (answer_questions, entity_f1, gazetteer, ner_dls, predict_tags, qa_dls, qa_prompt,
-                             rename_entities, squad_scores, tags_of, write_answers)
+from .stages.questions import answer_questions, qa_dls, qa_prompt, squad_scores, write_answers
+from .stages.extraction import entity_f1, gazetteer, ner_dls, predict_tags, rename_entities, tags_of
 from .stages.finetuning import classify_dls, predict_labels, tune_learner
 from .stages.classification import label_config, labels_of
 from .generation import generate
-from .evals.evaluation import column_means, columns, loco, split_tasks
-from .stages.instructions import (answers, from_guidelines, from_model, from_templates, question_rows, tune_chat, tune_on,
-                               usual_templates, world_author)
+from .evals.folds import column_means, columns, loco
+from .evals.tasks import split_tasks
+from .stages.instructions import answers, question_rows, tune_chat, tune_on
+from .stages.guidelines import from_guidelines
+from .stages.making import from_model, from_templates, usual_templates, world_author
 from .models.parts import count_params
 from .models.loading import load_model, save_model
 from .models.methods import merge_adapter
@@ -43,7 +45,7 @@ from .stages.rankings import collect
 from .stages.preferences import dpo_from_dls, reward_from_dls, reward_scores
 from .stages.pairs import dpo_dls, reward_dls
 from .stages.rankings import rank_by, rankings_to_pairs, split_by_prompt, win_rate
-from .stages.pretraining import pretrain_base, recall
+from .stages.bases import pretrain_base, recall
 from .evals.prompting import draw_examples, few_shot, respond
 from .stages.ppo import ppo_from_prompts
 from .stages.ppo import scaled_reward

@@ -9,8 +9,9 @@ from sklearn.metrics import cohen_kappa_score
 
 from lmft.data.batches import sft_example, train_tokenizer
 from lmft.core import BadRecord, LmftError
-from lmft.stages.instructions import (add_row, agreement, check_against, filter_rows, from_guidelines, from_model, from_templates,
-                               parse_rows, propose_prompt, read_guideline, rouge_l, usual_templates, world_author)
+from lmft.stages.making import (add_row, filter_rows, from_model, from_templates, parse_rows, propose_prompt, rouge_l,
+                                usual_templates, world_author)
+from lmft.stages.guidelines import agreement, check_against, from_guidelines, read_guideline
 from lmft.data.records import read_records
 from lmft.world.facts import World
 from lmft.world.tasks import task_rows

@@ -15,7 +15,7 @@ from lmft.data.records import read_records
 from lmft.models.loading import load_model, new_model, save_model
 from lmft.stages.classification import (chance_line, class_loss, class_metrics, class_weights, config_for, label_config,
                                         labels_of, problem_of, problem_type, result_line)
-from lmft.stages.extraction import answer_questions
+from lmft.stages.questions import answer_questions
 from lmft.stages.finetuning import classify_dls, classify_examples, framed_tokenizer, predict, tune_learner
 from lmft.stages.interpretation import class_report, plot_confusion_matrix, score_records, top_losses
 from lmft.stages.prediction import answer_spans, as_records, predict_records, task_of

@@ -21,6 +21,7 @@ from ..models.methods import usual_lr
 from ..data.batches import chat_example, clm_examples, load_tokenizer, render, sft_examples, to_messages
 from ..models.wrapper import can_pack, packing_error
 from ..models.parts import base_of, count_params, head_kind, max_positions
+from ..data.words import parts_of
 from ..models.loading import load_model
 from ..models.methods import trainable
 from ..data.ondisk import grouped
@@ -102,7 +103,7 @@ def _empty(train, valid=None):
 # %% ../../nbs/reference/doctor.ipynb #b36ce19e
 def _key(record):
     "A hash of what a record says, whatever its case and blank space"
-    return hash(' '.join(' '.join(_texts(record)).lower().split()))
+    return hash(' '.join(parts_of(' '.join(_texts(record)))))
 
 def _keys(records): return np.fromiter(map(_key, records), np.int64, len(records))
 
@@ -127,10 +128,10 @@ def _duplicates(train, valid=()):
 # %% ../../nbs/reference/doctor.ipynb #60f831cd
 def word_runs(
     texts,     # List of str
-    n:int=13,  # Words of a run
+    n:int=13,  # Words of a run, or characters of a script without spaces
 ) -> tuple:    # Hashes (runs,) uint64, and the index of the text that each comes from (runs,)
     "All runs of `n` successive words of the texts, as hashes"
-    words = [np.fromiter(map(hash, t.lower().split()), np.int64) for t in texts]
+    words = [np.fromiter(map(hash, parts_of(t)), np.int64) for t in texts]
     doc = np.repeat(np.arange(len(words)), [len(w) for w in words])
     w = np.concatenate([*words, np.zeros(n, np.int64)]).view(np.uint64)
     runs = np.zeros(len(doc), np.uint64)

@@ -483,13 +483,15 @@ def _n_bytes(t, byte_level):
     if byte_level: return len(t)                                       # one printable character a byte
     if re.fullmatch(r'<0x[0-9A-F]{2}>', t): return 1
     if t.startswith('##'): return len(t[2:].encode())
+    if t.endswith('</w>'): return len(t[:-4].encode())+1               # the blank behind a word
     return len(t.replace('▁', ' ').encode())
 
 def token_bytes(tok) -> torch.Tensor:
     "UTF-8 bytes of each token, (vocabulary,) int64; 0 for special tokens"
-    kind = tok.backend_tokenizer.decoder.__class__.__name__
+    inner = tok.backend_tokenizer                                      # a decoder may be missing, or one of several
+    by_bytes,pieced = 'ByteLevel' in f'{inner.pre_tokenizer!r}{inner.decoder!r}',type(inner.model).__name__=='WordPiece'
     vocab,special = tok.get_vocab(),_control(tok, len(tok))[0]
     n = torch.zeros(max(vocab.values())+1, dtype=torch.long)
     for t,i in vocab.items():
-        if i not in special: n[i] = _n_bytes(t, kind=='ByteLevel') + (kind=='WordPiece' and not t.startswith('##'))
+        if i not in special: n[i] = _n_bytes(t, by_bytes) + (pieced and not t.startswith('##'))
     return n

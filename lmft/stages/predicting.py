@@ -22,7 +22,8 @@ from ..data.records import dataset_rows, formats
 from ..generation import generate
 from ..models.loading import load_model
 from ..models.parts import base_of
-from .extraction import entity_f1, squad_scores
+from .extraction import entity_f1
+from .questions import squad_scores
 from .finetuning import classify_examples, predict
 from .people import append_line, read_lines
 from ..data.batches import as_asked

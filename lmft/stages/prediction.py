@@ -23,7 +23,8 @@ from ..data.records import formats, read_records
 from ..generation import generate
 from ..models.parts import base_of
 from .classification import class_prediction
-from .extraction import predict_entities, predict_tags, qa_prompt
+from .extraction import predict_entities, predict_tags
+from .questions import qa_prompt
 from .finetuning import classify_examples, context_length, encode_windows, labelled_example, predict
 
 # %% ../../nbs/reference/prediction.ipynb #7cb9ba3f
