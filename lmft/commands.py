@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from .runs import (_writing, ask_doctor, begin_folder, check_options, clear_folder, complete, free_folder, keep_data,
-                       model_dir, options, plot_bars, read_all, read_data, run_config, run_training, write_jsonl,
-                       write_metrics)
+from .runs import (_writing, ask_doctor, begin_folder, check_options, clear_folder, complete, free_folder,
+                       keep_data, options, plot_bars, read_all, run_config, run_training, write_jsonl, write_metrics)
+from .stages.builders import read_data
+from .stages.builders import model_dir
 
 # %% ../nbs/reference/commands.ipynb #ef94c9f6
 _head = {'clm': 'causal', 'mlm': 'masked', 'mlm+nsp': 'masked+nsp'}
@@ -101,7 +102,8 @@ def _pretrain_masked(o, out, device, precision, texts, model, tok, kw, lr, bad):
 
 # %% ../nbs/reference/commands.ipynb #ba5063e2
 def _classify(o, path, tok, train, valid, kw):
-    from lmft.stages.finetuning import MacroF1, classify_dls, label_config, labels_of
+    from lmft.stages.classification import MacroF1, label_config, labels_of
+    from lmft.stages.finetuning import classify_dls
     from lmft.train.learner import Accuracy
     from lmft.models.loading import load_model
     from lmft.models.methods import trainable
@@ -110,7 +112,7 @@ def _classify(o, path, tok, train, valid, kw):
 
 def _ner(o, path, tok, train, valid, kw):
     from lmft.stages.extraction import EntityF1, entity_f1, ner_dls, predict_tags, tags_of
-    from lmft.stages.finetuning import label_config
+    from lmft.stages.classification import label_config
     from lmft.models.loading import load_model
     from lmft.models.methods import trainable
     model = trainable(load_model(path, 'tokens', **label_config(tags_of(train))), o['method'])

@@ -9,15 +9,37 @@ Docs: https://lmft-org.github.io/lmft/reference/runs.html.md"""
 
 # %% auto #0
 __all__ = ['options', 'required', 'complete', 'check_options', 'free_folder', 'clear_folder', 'write_jsonl', 'begin_folder',
-           'write_metrics', 'model_dir', 'read_all', 'read_data', 'keep_data', 'run_config', 'run_training',
-           'write_card', 'plot_loss', 'plot_bars', 'ask_doctor']
+           'write_metrics', 'read_all', 'run_config', 'stage_call', 'run_training', 'write_card', 'plot_loss',
+           'plot_bars']
 
 # %% ../nbs/reference/runs.ipynb #cdf3ce41
 import hashlib, json, math, os, platform, sys
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
+
+from .check.estimate import as_options, estimate, mend
+from .core import LmftError, _remove, atomic_write, pick_device, pick_precision
+from .data.batches import clm_dls
+from .data.records import fingerprint, read_records
+from .generation import encode_prompt
+from .models.parts import count_params, virtual_tokens
+from .stages.builders import model_dir
+from .stages.defaults import fit_options
+from .stages.table import stages
+from .train.callbacks import JsonLines, SampleText, StepLog, WandbLog, finite
+from .train.checkpoints import Checkpoint, KeepBest
+from .train.guards import guarded
+from .train.processes import in_turn, join_processes, rank_distrib
+from .train.speed import checkpoint_blocks, compile_blocks
+from .train.validation import EarlyStopping, ValidateEvery
+from fastcore.foundation import L
+from fastcore.meta import delegates
+from huggingface_hub import ModelCardData
+from matplotlib.figure import Figure
+from safetensors import SafetensorError
 
 # %% ../nbs/reference/runs.ipynb #0d6c52f9
 _out = dict(
@@ -149,7 +171,6 @@ _shared = 'pretrain', 'finetune', 'sft', 'reward', 'dpo'  # Commands that severa
 
 def complete(command, o, **defaults):
     "Options with defaults filled in, and unknown ones refused"
-    from lmft.core import LmftError
     if int(os.environ.get('WORLD_SIZE', 1))>1 and command not in _shared:
         raise LmftError(f"{command} runs in one process; start it without torchrun or accelerate launch")
     if unknown := set(o)-set(options[command]): raise LmftError(f"{command} has no option {', '.join(sorted(unknown))}")
@@ -170,7 +191,6 @@ _allowed = dict(log=('none', 'wandb'), on_bad=('error', 'skip'), objective=('clm
 
 def check_options(o):
     "Refuse options that cannot work, in one line"
-    from lmft.core import LmftError, pick_device, pick_precision
     for k in ('epochs', 'max_steps', 'bs', 'n_acc', 'seq_len', 'lr', 'max_new_tokens', 'n_words', 'rows', 'n',
               'rouge', 'beta', 'save_every', 'tokens', 'vocab_size'):
         if o.get(k) is None or 0<o[k]<math.inf: continue
@@ -199,7 +219,6 @@ _files = ('metrics.json', 'log.jsonl', 'config.json', 'loss.png', 'bad_records.j
 
 def free_folder(o):
     "The folder of a run, if it is free, may be overwritten, or holds a run to go on with; nothing is changed yet"
-    from lmft.core import LmftError
     out,resume = Path(o['out']),o.get('resume')
     if resume and o['overwrite']: raise LmftError('--resume goes on with a run, --overwrite replaces it; give one of them')
     for p in (out, *out.parents):
@@ -217,14 +236,12 @@ def free_folder(o):
 
 def clear_folder(out):
     "Make the folder and take out what an earlier run left there"
-    from lmft.core import _remove
     out.mkdir(parents=True, exist_ok=True)
     for name in (*_files, 'model', 'wandb'): _remove(out/name)
 
 # %% ../nbs/reference/runs.ipynb #44175203
 def write_jsonl(rows, path):
     "Rows as JSON Lines, all or nothing"
-    from lmft.core import atomic_write
     with atomic_write(path) as f: f.writelines(json.dumps(r, ensure_ascii=False)+'\n' for r in rows)
 
 # %% ../nbs/reference/runs.ipynb #7d98bdd3
@@ -232,7 +249,6 @@ _free_to_change = 'out', 'overwrite', 'resume', 'save_every', 'log', 'gradient_c
 
 def _same_run(old, new):
     "Refuse to go on with other options, data or versions"
-    from lmft.core import LmftError
     def flat(d, at=''):
         for k,v in d.items():
             if isinstance(v, dict): yield from flat(v, f'{k} of ')
@@ -243,7 +259,6 @@ def _same_run(old, new):
 
 def begin_folder(o, out, config, bad=()):
     "Clear the folder and leave there what is known before the work; or see that the run to go on with is the same"
-    from lmft.core import _remove, atomic_write
     path = out/'config.json'
     if o.get('resume') and path.exists():
         _same_run(json.loads(path.read_text()), config)
@@ -256,59 +271,25 @@ def begin_folder(o, out, config, bad=()):
 
 def write_metrics(o, out, metrics, bad=()):
     "The figures of a run, its last file, with null for what cannot be known; returns them"
-    from lmft.train.callbacks import finite
-    from lmft.core import atomic_write
     metrics = finite(metrics)
     if o['on_bad']=='skip': metrics['bad_records'] = len(bad)
     with atomic_write(out/'metrics.json') as f: json.dump(metrics, f, indent=1)
     return metrics
 
-def model_dir(path):
-    "The model folder of a run, or the path itself"
-    inner = Path(path)/'model'
-    return inner if any((inner/f).exists() for f in ('config.json', 'adapter_config.json')) else path
 
 # %% ../nbs/reference/runs.ipynb #0937c91f
-def _fraction(valid):
-    "The fraction that `--valid` names, None if it is a path"
-    from lmft.core import LmftError
-    try: x = float(valid)
-    except ValueError: return None
-    if not 0<x<1: raise LmftError(f'--valid is {valid}; a fraction must lie between 0 and 1')
-    return x
-
 def _check_fields(r, o, paths, fields):
     "Refuse a record that has none of the field sets"
-    from lmft.core import LmftError
     if any(f<=set(r) for f in fields): return
     wanted = ' or '.join(' + '.join(sorted(f)) for f in fields)
     raise LmftError(f"{paths[0]}: has records with {' + '.join(sorted(r))}; {o['command']} needs {wanted}")
 
 def read_all(o, paths, fields, bad):
     "Records that have one of the field sets; the bad ones that are skipped go to `bad`"
-    from lmft.data.records import read_records
     records = list(read_records(paths, on_bad=o['on_bad'], bad=bad))
     for r in records: _check_fields(r, o, paths, fields)
     return records
 
-def read_data(o, fields, split=None):
-    "Records of `--data` and `--valid`, and the bad ones that were skipped; `split` as `split_records`, the default"
-    from lmft.data.records import split_records
-    bad,frac = [],_fraction(o['valid'])
-    records = read_all(o, o['data'], fields, bad)
-    if not frac: return records, read_all(o, [o['valid']], fields, bad), bad
-    return *(split or split_records)(records, frac, o['seed']), bad
-
-# %% ../nbs/reference/runs.ipynb #12345e18
-def keep_data(o, fields):
-    "As `read_data`, but the records stay on disk"
-    from lmft.data.ondisk import records_on_disk
-    from lmft.data.records import split_places
-    bad,frac = [],_fraction(o['valid'])
-    def keep(paths): return records_on_disk(paths, o['on_bad'], bad, lambda r: _check_fields(r, o, paths, fields))
-    records = keep(o['data'])
-    if not frac: return records, keep([o['valid']]), bad
-    return *(records[places] for places in split_places(records, frac, o['seed'])), bad
 
 # %% ../nbs/reference/runs.ipynb #bc46e729
 def _files_hash(folder, *patterns):
@@ -319,54 +300,50 @@ def _files_hash(folder, *patterns):
     return hashlib.sha256(repr([*map(digest, files)]).encode()).hexdigest()[:16]
 
 # %% ../nbs/reference/runs.ipynb #e53cc1ff
-def run_config(o, device, precision='fp32', lr=None):
-    "All that is needed to do the run again"
-    from lmft.data.records import fingerprint
+def run_config(
+    o:dict,  # Options of the run
+) -> dict:
+    "All that is needed to do the run again: options, versions, fingerprints of data and models"
     libs = {lib: version(lib) for lib in ('lmft', 'torch', 'transformers', 'fastai', 'peft')}
-    data = {k: fingerprint(o[k]) for k in ('data', 'keep', 'tasks', 'prompts') if o.get(k)}
-    if 'valid' in o and _fraction(o['valid']) is None: data['valid'] = fingerprint([o['valid']])
+    libs['python'] = platform.python_version()
+    paths = {k: o[k] for k in ('data', 'keep', 'tasks', 'prompts') if o.get(k) and isinstance(o[k], list)}
+    if isinstance(o.get('valid'), list): paths['valid'] = o['valid']
+    found = {k: fingerprint(v) for k,v in paths.items()}
     kinds = dict(model=('*token*', 'chat_template*', 'vocab*', 'merges*'),                    # its weights: Checkpoint
                  reward=('*.safetensors', '*.json', '*.jinja'))
     folders = {k: Path(model_dir(o[k])) for k in kinds if o.get(k) not in (None, 'tiny', 'small')}  # sizes are no folders
-    data |= {k: _files_hash(f, *kinds[k]) for k,f in folders.items() if f.is_dir()}
-    libs['python'] = platform.python_version()
-    return {**o, 'lr': lr, 'device': str(device), 'precision': precision, 'versions': libs, 'fingerprint': data}
+    found |= {k: _files_hash(f, *kinds[k]) for k,f in folders.items() if f.is_dir()}
+    return {**o, 'versions': libs, 'fingerprint': found}
+
 
 # %% ../nbs/reference/runs.ipynb #43c73d5e
-def _watchers(o, out, config, steps, tok, prompts):
+def _watchers(learn, o, out, config, steps, prompts):
     "What logs a run: (sinks that are to be closed, callbacks); the first of several processes speaks for all"
-    from lmft.train.callbacks import JsonLines, SampleText, StepLog, WandbLog
-    from lmft.core import LmftError
-    from lmft.train.processes import rank_distrib
     if rank_distrib(): return [], [StepLog()]
     try: tracks = [WandbLog(config, out)] if o['log']=='wandb' else []
     except LmftError:
         if not o['resume']: clear_folder(out)                                # the command may be given again as it is
         raise
     log = StepLog(10 if steps>50 else 1, [JsonLines(out/'log.jsonl'), *tracks])
-    return tracks, [log, *([SampleText(tok, prompts, sinks=tracks)] if prompts else [])]
+    return tracks, [log, *([SampleText(learn.tok, prompts, sinks=tracks)] if prompts else [])]
 
-def _leave(o, out, config, learn, tok, metrics, bad):
-    "Model and card, plot and figures, the last of all"
-    from lmft.models.loading import save_model
-    save_model(learn.model.hf, tok, out/'model')
+def _leave(learn, o, out, config, metrics):
+    "Model and card, plot and metrics, the last of all"
+    learn.save(out/'model')
     samples = learn.sample_text.samples if hasattr(learn, 'sample_text') else []
     write_card(config, metrics, samples, out/'model'/'README.md')
     plot_loss(learn.step_log.rows, out/'loss.png')
-    write_metrics(o, out, metrics, bad)
+    write_metrics(o, out, metrics, learn.report.bad)
+
 
 # %% ../nbs/reference/runs.ipynb #9f2ca525
-def _less_memory(o, device, precision):
+def _less_memory(o):
     "What the estimate says of a run that did not fit into memory, and of one that takes less; None if it cannot tell"
-    from lmft.core import LmftError
-    from lmft.check.estimate import as_options, estimate, mend
-    heads = dict(classify='rows', ner='tokens', qa='spans', generate='causal') if not o.get('generative') else {}
-    if o['command'] not in ('pretrain', 'finetune', 'sft'): return             # their rows are pairs, or not alone
+    if o['stage'] in ('reward', 'dpo', 'ppo'): return                            # their sequences are pairs, or not alone
     kw = {k: o[k] for k in ('method', 'bs', 'n_acc', 'seq_len', 'arch', 'vocab_size') if o.get(k)}
-    kw |= dict(model=str(model_dir(o['model'])), precision=precision, device=str(device),
+    kw |= dict(model=str(model_dir(o['model'])), precision=o['precision'], device=o['device'], head=stages[o['stage']].head,
                gradient_checkpointing=o['gradient_checkpointing'])
-    if o.get('task') in heads: kw['head'] = heads[o['task']]
-    if o.get('objective', 'clm')!='clm': kw = dict(arch='bert', head='masked') | kw
+    if o['stage']=='mlm': kw = dict(arch='bert') | kw
     try:
         now = estimate(**kw)
         change,less = mend(now['peak']-1, **kw)
@@ -374,95 +351,107 @@ def _less_memory(o, device, precision):
     how = as_options(change)
     return f"by estimate it takes {now['peak']/2**30:.2f} GiB, and with {how} {less['peak']/2**30:.2f} GiB"
 
+
 # %% ../nbs/reference/runs.ipynb #6d5962fd
 @contextmanager
 def _writing(out):
     "A disk that is full, or a folder that cannot be written, in one line"
-    from lmft.core import LmftError
-    from safetensors import SafetensorError
     try: yield
     except (OSError, SafetensorError) as e:
         raise LmftError(f'{out}: cannot be written ({e}); make room and go on with --resume') from e
 
 # %% ../nbs/reference/runs.ipynb #144d4ede
-def _last_figures(o, learn, names, metrics):
-    "Figures of the weights that remain, of the training, and sizes"
-    from lmft.models.parts import count_params
+def _last_figures(learn, o, names, metrics):
+    "Metrics of the weights that remain, of the training, and sizes"
     log,last = learn.step_log,learn.step_log.rows[-1]
     validated = [r for r in log.rows if 'valid_loss' in r]
-    row = min(validated, key=lambda r: r['valid_loss']) if o.get('keep_best') else last
+    row = min(validated, key=lambda r: r['valid_loss']) if o['keep_best'] else validated[-1] if validated else last
     return dict({k: row[k.replace('valid_bpb', 'bpb')] for k in names}, **metrics, train_loss=last['loss'],
                 steps=last['step'], tokens=last['tokens'], tokens_per_s=last['tokens']/log.seconds,
-                **count_params(learn.model.hf))
+                **count_params(learn.hf))
 
-# %% ../nbs/reference/runs.ipynb #cd8a3cc9
-def _prepared(o, device, precision, learner, less):
-    "The Learner with what every run has; making it may take memory, for a reference or for first answers"
-    from lmft.train.callbacks import mixed_precision
-    from lmft.models.methods import method_cbs
-    from lmft.train.guards import memory_guarded
-    from lmft.train.processes import Processes
-    from lmft.train.speed import checkpoint_blocks, compile_blocks, loss_cbs
-    def mend(): return less() or 'take a smaller --bs with a larger --n_acc, shorter rows, or --method lora'
-    with memory_guarded(o['bs']*o['n_acc'], mend): learn = learner(cbs=[*mixed_precision(precision), Processes(device)])
-    if o.get('gradient_checkpointing'): checkpoint_blocks(learn.model.hf)
-    if o.get('compile'): compile_blocks(learn.model.hf)
-    learn.add_cbs(loss_cbs(learn))
-    own = method_cbs.get(o.get('method', '').partition(':')[0])
-    if own and not any(isinstance(cb, own) for cb in learn.cbs): learn.add_cb(own())
-    return learn
 
 # %% ../nbs/reference/runs.ipynb #33e5f334
-def _fit(o, out, learn, names, steps, keep_dl):
-    "Train with checkpoints; the figures before it, and those of the watched text before and after"
-    from lmft.train.checkpoints import Checkpoint, KeepBest
-    kept = [Checkpoint(out/'checkpoints', o['save_every'], resume=o['resume'])]
-    if o.get('keep_best'): kept.append(KeepBest(out/'checkpoints'/'best.safetensors'))
+def _fit(learn, o, out, names, steps, keep_dl):
+    "Train with checkpoints; the metrics before it, and those of the watched text before and after"
+    own = [Checkpoint(out/'checkpoints', o['save_every'], o['save_total'], o['resume'])]
+    if o['keep_best']: own.append(KeepBest(out/'checkpoints'/'best.safetensors'))
+    if o['eval_every']: own.append(ValidateEvery(o['eval_every']))
+    if o['early_stopping']: own.append(EarlyStopping(o['early_stopping']))
     metrics = {f'{k}_before': v for k,v in zip(names, learn.validate() if names else [])}
     if keep_dl: metrics['keep_bpb_before'] = learn.validate(dl=keep_dl)[1]
-    learn.fit_cos(steps=steps, cbs=kept)
+    learn.fit_cos(steps=steps, warmup=o['warmup'], schedule=o['schedule'], cbs=own)
     if keep_dl: metrics['keep_bpb_after'] = learn.validate(dl=keep_dl)[1]
     return metrics
 
+
+# %% ../nbs/reference/runs.ipynb #da5240f5
+def _watched(learn, o):
+    "DataLoader of the text that is watched for forgetting, None if there is none"
+    if not o['keep']: return
+    if learn.stage.name!='clm': raise LmftError('keep watches bits per byte, which causal language modelling alone has')
+    loader = {k: o[k] for k in ('seq_len', 'bs', 'n_acc', 'seed', 'packed')}
+    return clm_dls(*[list(read_records(o['keep']))]*2, learn.tok, device=learn.dls.device, **loader).valid
+
+def _prompts(learn, n=3, answer=24):
+    "The first prompts of the validation data that leave positions for an answer; what comes of them goes into the card"
+    if not learn.stage.prompt or learn.held is None: return []
+    most,found = (getattr(learn.hf.config, 'max_position_embeddings', None) or 512)-virtual_tokens(learn.hf)-answer,[]
+    for p in map(learn.stage.prompt, learn.held[:20]):
+        try: fits = 0<len(encode_prompt(p, learn.tok))<=most
+        except LmftError: continue
+        if fits: found.append(p)
+    return found[:n]
+
+
+# %% ../nbs/reference/runs.ipynb #f453ef80
+_tasks = dict(clm='generate', classify='classify', ner='ner', qa='qa', qa_generative='qa')
+
+def stage_call(
+    stage:str,  # Name in `stages`
+    o:dict,     # Its options
+) -> dict:      # command, and its `objective` or `task`
+    "How the shell calls a stage"
+    if stage=='mlm': return dict(command='pretrain', objective='mlm+nsp' if o.get('nsp') else 'mlm')
+    if stage=='clm': return dict(command='pretrain', objective='clm')
+    return dict(command='finetune', task=_tasks[stage]) if stage in _tasks else dict(command=stage)
+
+
 # %% ../nbs/reference/runs.ipynb #726e549f
+@delegates(fit_options)
 def run_training(
-    o,             # Options, complete and checked
-    out,           # Folder, free
-    device,        # Device
-    precision,     # fp32, bf16 or fp16
-    tok,           # Tokenizer, saved with the model
-    learner,       # Makes the Learner, given `cbs`
-    bad=(),        # Records that were left out
-    extra=(),      # More figures, known before
-    keep_dl=None,  # Text that is watched for forgetting
-    after=None,    # Function that gives more figures, measured after training
-    rounds=False,  # `max_steps` counts epochs, and there is no validation set
-    prompts=(),    # Texts or conversations that the model goes on with, before and after, for its card
-) -> dict:         # The figures
-    "Train, and leave model/, metrics.json, log.jsonl, config.json and loss.png in `out`"
-    from lmft.core import _remove
-    from lmft.train.guards import guarded
-    from lmft.train.processes import in_turn, rank_distrib
-    less = partial(_less_memory, o, device, precision)
-    learn = _prepared(o, device, precision, learner, less)
-    config = run_config(o, device, precision, learn.lr)
-    with _writing(out): in_turn(begin_folder, o, out, config, bad)
+    learn,         # Learner from a builder
+    out,           # Folder that gets model/, metrics.json, log.jsonl, config.json and loss.png
+    *,
+    keep=(),       # Text files whose loss is watched for forgetting (causal language modelling alone)
+    **kwargs       # Options, as in `lmft.stages.defaults.fit_options`
+) -> dict:         # The metrics
+    "Train a learner as a run: with a log, checkpoints and a folder that says all of it; takes up a run that was killed"
+    o = learn.options | {k: p.default for k,p in signature(fit_options).parameters.items()} | kwargs
+    o |= stage_call(learn.stage.name, o) | dict(out=str(out), keep=[str(k) for k in L(keep)])
+    out,keep_dl,rounds = free_folder(o),_watched(learn, o),learn.stage.name=='ppo'
+    if o['gradient_checkpointing']: checkpoint_blocks(learn.hf)
+    if o['compile']: compile_blocks(learn.hf)
+    less,config = partial(_less_memory, o),run_config(o)
+    with _writing(out): in_turn(begin_folder, o, out, config, learn.report.bad)
     if (out/'metrics.json').exists(): return json.loads((out/'metrics.json').read_text())      # nothing is left to do
     per_epoch = len(learn.dls.train)
-    steps = o['max_steps']*(per_epoch if rounds else 1) if o['max_steps'] else per_epoch*o['epochs']
-    with _writing(out): tracks,watch = _watchers(o, out, config, steps, tok, prompts)
+    epochs = o['epochs'] or learn.stage.defaults.epochs
+    steps = o['max_steps']*(per_epoch if rounds else 1) if o['max_steps'] else per_epoch*epochs
+    with _writing(out): tracks,watch = _watchers(learn, o, out, config, steps, _prompts(learn))
     learn.add_cbs(watch)
     names = ['valid_loss', *('valid_bpb' if m.name=='bpb' else m.name for m in learn.metrics)] if not rounds else []
     with _writing(out), guarded(learn, less):
-        metrics = _fit(o, out, learn, names, steps, keep_dl)
-        metrics = _last_figures(o, learn, names, metrics | (after() if after else {})) | dict(extra)
+        metrics = _fit(learn, o, out, names, steps, keep_dl)
+        metrics |= learn.stage.final(learn, learn.held) if learn.stage.final else {}
+        metrics = _last_figures(learn, o, names, metrics) | learn.report.counts
         if rank_distrib(): return metrics                                                        # one writes for all
-        _leave(o, out, config, learn, tok, metrics, bad)
+        if rounds: write_jsonl(learn.rollouts.rows, out/'rounds.jsonl')
+        _leave(learn, o, out, config, metrics)
     _remove(out/'checkpoints')
     for t in tracks: t.finish(metrics, out/'model'/'README.md')
-    if sys.stdout.isatty():
-        print(', '.join(f'{k} {metrics[k]:.3f}' for k in names), f"model in {out/'model'}", sep=', ')
     return metrics
+
 
 # %% ../nbs/reference/runs.ipynb #60b24a4d
 def write_card(
@@ -472,8 +461,6 @@ def write_card(
     path,     # File
 ):
     "The model card of a run"
-    from huggingface_hub import ModelCardData
-    from lmft.core import atomic_write
     def table(d): return '\n'.join(['| | |', '|---|---|', *(f'| {k} | {v} |' for k,v in d.items())])
     base,adapter = config['model'],(path.parent/'adapter_config.json').exists()
     on_hub = base not in ('tiny', 'small') and not Path(base).exists()
@@ -491,8 +478,6 @@ def write_card(
 # %% ../nbs/reference/runs.ipynb #09eadd4b
 def plot_loss(rows, path):
     "Loss over tokens, and the validation figures, as a picture"
-    from matplotlib.figure import Figure
-    from lmft.core import atomic_write
     fig = Figure(figsize=(6, 3.5), layout='constrained')
     ax = fig.subplots()
     ax.plot([r['tokens'] for r in rows], [r['loss'] for r in rows], label='train')
@@ -505,18 +490,7 @@ def plot_loss(rows, path):
 # %% ../nbs/reference/runs.ipynb #f037969a
 def plot_bars(table, columns, path):
     "Means of some columns of a table, one group of bars a cluster, as a picture"
-    from matplotlib.figure import Figure
-    from lmft.core import atomic_write
     groups = table.groupby('cluster')[[*columns]].mean()
     fig = Figure(figsize=(max(6, len(groups)), 3.5), layout='constrained')
     groups.plot.bar(ax=fig.subplots(), ylabel='score', rot=30)
     with atomic_write(path, 'wb') as f: fig.savefig(f, format='png', dpi=100)
-
-# %% ../nbs/reference/runs.ipynb #b78fef86
-def ask_doctor(o, device, precision, train, valid, train_examples, valid_examples, tok, model, method, lr,
-                packed=True, skip=()):
-    "Refuse what would train wrongly"
-    from lmft.check.doctor import examine, refuse
-    refuse(examine(skip, train=train, valid=valid, train_examples=train_examples, valid_examples=valid_examples,
-                   tok=tok, model=model, method=method, lr=lr, precision=precision, device=device, packed=packed,
-                   seq_len=o['seq_len']))

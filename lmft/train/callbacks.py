@@ -159,6 +159,14 @@ def _send(self:StepLog):
     self.unsent = False
 
 @patch
+def add(self:StepLog,
+    figures:dict,  # Metrics of a validation at this step
+):
+    "Put figures into the row of this step, which is made if there is none"
+    if not self.rows or self.rows[-1]['step']!=self.learn.train_iter: self._row()
+    self.rows[-1].update({k: v for k,v in figures.items() if isinstance(v, float)})
+
+@patch
 def after_train(self:StepLog):
     if self.n: self._row()
 

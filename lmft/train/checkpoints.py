@@ -242,7 +242,7 @@ def save(self:Checkpoint):
 
 # %% ../../nbs/reference/checkpoints.ipynb #093b0ce6
 class KeepBest(Callback):
-    "Keep the trained weights of the epoch with the lowest validation loss, and put them back at the end"
+    "Keep the trained weights of the validation with the lowest loss, and put them back at the end"
     order = Checkpoint.order-1
     def __init__(self,
         path,  # File for them, safetensors
@@ -251,8 +251,12 @@ class KeepBest(Callback):
         self.run = self.learn.trains
         if self.run: self.best,self.step = float('inf'),None
 
-    def after_epoch(self):
-        loss = dict(zip(self.recorder.metric_names, self.recorder.log)).get('valid_loss')
+    def after_epoch(self): self._keep(dict(zip(self.recorder.metric_names, self.recorder.log)).get('valid_loss'))
+    def after_batch(self):
+        rows = self.step_log.rows if hasattr(self.learn, 'step_log') else []
+        if self.training and rows and rows[-1]['step']==self.learn.train_iter: self._keep(rows[-1].get('valid_loss'))
+
+    def _keep(self, loss):
         if not isinstance(loss, float) or loss>=self.best: return                           # perhaps no epoch was done
         self.best,self.step = loss,self.learn.train_iter
         weights = {k: v for k,v in _tensors(self.model, self.opt.opt).items() if k.startswith('weight/')}

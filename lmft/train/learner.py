@@ -36,6 +36,8 @@ from ..models.loading import save_model
 from ..models.parts import virtual_tokens
 from ..models.wrapper import HFModel
 from .optim import adamw, layer_groups, lr_curve
+from ..models.parts import base_of, blocks_of, head_of, virtual_tokens
+from ..models.wrapper import HFModel
 
 # %% ../../nbs/learn/02_learner.ipynb #15e0f279
 class TermLoss:
