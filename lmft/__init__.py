@@ -35,7 +35,7 @@ Modules:
 - `lmft.stages.rankings`: What people say of answers: rankings with ties, collected, split without leaks, and turned into pairs
 - `lmft.stages.rlhf`: Let a model answer, let a reward model judge the answers, and make the better ones more probable
 - `lmft.stages.table`: One table of all training stages: head, fields of a record, batches, loss, metrics and defaults
-- `lmft.tour`: From random weights to a model that answers: the whole way in one call, and one page that shows it
+- `lmft.tour`: From random weights to a model that answers: sixteen stages in one call, hence long, and one page that shows them
 - `lmft.train.callbacks`: Precision that is what it says, a log of every step, a run that others can follow, samples of what the model writes
 - `lmft.train.checkpoints`: A run that is cut off goes on as if nothing had happened, to the same weights bit for bit
 - `lmft.train.guards`: A loss that is not finite, a full memory, a full disk, a signal to stop: one clear line, and no checkpoint is lost
@@ -46,9 +46,9 @@ Modules:
 - `lmft.train.validation`: Validate every so many steps, and stop when it no longer gets better
 - `lmft.training`: `lmft pretrain`, `finetune`, `sft`, `reward`, `dpo`, `ppo`: a builder and a run, each as one typed function
 - `lmft.world.documents`: The world told in nine kinds of text, in a mixture that can be set, by year and by field of work
-- `lmft.world.facts`: A small world whose every truth is known: people, places and things, what holds of them, and since when
+- `lmft.world.facts`: A small world whose every truth is known, long since its twenty-three relations stand here with all their phrasings
 - `lmft.world.judge`: A labeller who knows the truth: scores any answer, ranks several, and can be made careless, biased, or many
-- `lmft.world.tasks`: Supervised tasks in clusters, with templates and scorers, and no test that can be passed by counting words"""
+- `lmft.world.tasks`: Forty-two supervised tasks in one table, hence long: clusters, templates, scorers, no test passed by counting words"""
 
 from importlib.metadata import version
 __version__ = version("lmft")

@@ -1,4 +1,4 @@
-"""From random weights to a model that answers: the whole way in one call, and one page that shows it
+"""From random weights to a model that answers: sixteen stages in one call, hence long, and one page that shows them
 
 Every stage of this library in one call: `tour` pretrains small models on the tiny world, tunes one on questions in six
 ways, fits it to tasks, prompts it, leaves clusters of tasks out, and tunes it on what a labeller prefers. It writes one
@@ -15,6 +15,7 @@ __all__ = ['stages', 'Report', 'stage', 'tour']
 import base64, html, io, json, sys, time
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from .core import LmftError, atomic_write, set_seed
 import pandas as pd
@@ -92,7 +93,11 @@ class _Trip:
     def __init__(self, size, out, seed):
         if size not in _sizes: raise LmftError(f"size '{size}' is unknown; use {', '.join(_sizes)}")
         vars(self).update(_sizes[size])
-        self.size,self.out,self.seed,self.world,self.metrics = size,Path(out),seed,World(0),{}
+        self.size = size
+        self.out = Path(out)
+        self.seed = seed
+        self.world = World(0)
+        self.metrics = {}
         self.page = Report('lmft: from random weights to a model that answers')
         self.known = self.world.now(frequent=True)[::self.every]
 
@@ -121,14 +126,16 @@ def _pretrain(t, kind):
     "A base of a kind, kept under its name in the folder of the tour; its log and its meter of facts"
     log = StepLog(10)
     learn,tok = pretrain_base(t.world, kind, t.seed, [log], **getattr(t, kind))
-    model = learn.model.hf
+    model = learn.hf
     save_model(model, tok, t.out/kind)
     return model, tok, log, learn.recall_meter
 
 @stage
 def _pretraining(t):
     t.base,t.tok,log,meter = _pretrain(t, 'causal')
-    t.device,t.toks,last = t.base.device,dict(causal=t.tok),log.rows[-1]
+    t.device = t.base.device
+    t.toks = dict(causal=t.tok)
+    last = log.rows[-1]
     t.metrics |= dict(pretrain_loss=last['valid_loss'], pretrain_bpb=last['bpb'], pretrain_tokens=last['tokens'],
                       facts=len(t.world.now(frequent=True)), recall=meter.rows[-1]['recall'],
                       total_params=count_params(t.base)['total_params'])
@@ -205,7 +212,7 @@ def _classifying(t):
         model,tok = t.fresh(head='rows', **label_config(labels))
         learn = tune_learner(classify_dls(train, test, tok, model, bs=32), model, method)
         learn.fit_cos(steps=t.steps)
-        said = predict_labels(learn.model.hf, tok, x)
+        said = predict_labels(learn.hf, tok, x)
         shares[f'{method} tuned'] = t.metrics[f'sentiment_{method}'] = sum(a==b for a,b in zip(said, y))/len(y)
     t.page.add('Tuning for a task', f'Is an opinion on a film positive or negative? {len(train)} labelled ones, '
                f'{len(test)} to judge:', pd.DataFrame(shares.items(), columns=['by', 'right']))
@@ -218,7 +225,7 @@ def _entities(t):
     rows = {'list of names': entity_f1(gazetteer(train, sentences), true)}
     for kind in ('causal', 'masked'):
         model,tok = t.fresh(kind, 'tokens', **label_config(tags_of(train)))
-        learn = tune_learner(ner_dls(rename_entities(train), test, tok, model, seq_len=64, bs=16), model, lr=5e-4)
+        learn = tune_learner(ner_dls(rename_entities(train), test, tok, model, seq_len=64, bs=16), model)
         learn.fit_cos(steps=t.steps)
         f1 = t.metrics[f'entity_f1_{kind}'] = entity_f1(predict_tags(model, tok, sentences), true)
         rows[f'{kind} base, tuned'] = f1
@@ -315,8 +322,9 @@ def _judged(t, model, tok, name):
 def _chatting(t):
     model,tok = t.fresh()
     learn = tune_chat(model, tok, t.world, t.seed, 3*t.steps)
-    t.toks['chat'],t.gold = tok,Judge(t.world)
-    save_model(learn.model.hf, tok, t.out/'chat')
+    t.toks['chat'] = tok
+    t.gold = Judge(t.world)
+    save_model(learn.hf, tok, t.out/'chat')
     t.telling = judge_prompts(t.world, t.judged, 'test', kinds=('rare', 'provocation', 'ramble'))
     t.said = dict(chat=_judged(t, *t.fresh('chat'), 'chat'))
     right = answers(*t.fresh('chat'), [f for f in t.known if not asked(f)])['right'].mean()
@@ -331,16 +339,18 @@ def _rewarding(t):
     model,tok = t.fresh('chat')
     asks = [r['prompt'] for r in judge_prompts(t.world, 3*t.prompts)]
     drawn = collect(model, tok, asks[:t.prompts], 4, max_new_tokens=16, bs=64)
-    t.pairs,t.asks = rankings_to_pairs(rank_by(drawn, t.gold.rank)),asks
+    ranked = rank_by(drawn, t.gold.rank)
+    t.pairs = rankings_to_pairs(ranked)
+    t.asks = asks
     model,tok = t.fresh('chat', 'rows', num_labels=1)
     learn = reward_from_dls(reward_dls(*split_by_prompt(t.pairs, .1), tok, 96, bs=16), model, lr=3e-4)
     learn.fit_cos(1)
-    t.rewarder = learn.model.hf
+    t.rewarder = learn.hf
     t.metrics |= dict(pairs=len(t.pairs), reward_accuracy=learn.recorder.values[-1][-1])
     t.page.add('A reward model', f"Four answers to each of {len(drawn)} prompts, ranked by a labeller who knows the world, "
                f"give {len(t.pairs)} pairs. The reward model prefers the better answer in "
                f"{t.metrics['reward_accuracy']:.0%} of the pairs of prompts that it has not seen.",
-               pd.DataFrame([dict(rank=k, prompt=r['prompt'], response=a) for r in rank_by(drawn[:2], t.gold.rank)
+               pd.DataFrame([dict(rank=k, prompt=r['prompt'], response=a) for r in ranked[:2]
                              for k,a in sorted(zip(r['ranks'], r['responses']))]))
 
 # %% ../nbs/reference/tour.ipynb #49e86fbb
@@ -349,7 +359,7 @@ def _preferring(t):
     model,tok = t.fresh('chat')
     learn = dpo_from_dls(dpo_dls(*split_by_prompt(t.pairs, .1), tok, 96, bs=16), model, 'lora', reference='adapter')
     learn.fit_cos(3)
-    t.said['dpo'] = _judged(t, learn.model.hf, tok, 'dpo')
+    t.said['dpo'] = _judged(t, learn.hf, tok, 'dpo')
     names = 'dpo_pair_accuracy', 'dpo_reward_margin', 'dpo_chosen_logp_change'
     figures = dict(zip(names, learn.recorder.values[-1][2:]))
     t.metrics |= figures
@@ -364,7 +374,8 @@ def _reinforcing(t):
     reward = scaled_reward(partial(reward_scores, t.rewarder, tok, bs=64), first, said)
     learn = ppo_from_prompts(model, tok, t.asks, reward, n=min(64, t.prompts), seed=t.seed)
     learn.fit_cos(t.rounds)
-    t.said['ppo'],rows = _judged(t, learn.model.hf, tok, 'ppo'),learn.rollouts.rows
+    t.said['ppo'] = _judged(t, learn.hf, tok, 'ppo')
+    rows = learn.rollouts.rows
     t.metrics |= dict(ppo_reward_before=rows[0]['reward'], ppo_reward_after=rows[-1]['reward'], ppo_kl=rows[-1]['kl'])
     t.page.add('Reinforcement learning', f'PPO with LoRA, {t.rounds} rounds of {learn.rollouts.n} prompts; '
               ' reward in standard deviations of the first answers, KL in nats:',
@@ -385,8 +396,8 @@ def _comparing(t):
 
 # %% ../nbs/reference/tour.ipynb #06520e1f
 def tour(
-    size:str='cpu',  # 'smoke' (everything touched, nothing learned), 'cpu' or 'gpu'
-    out='out/tour',  # Folder that gets report.html, metrics.json, and the models causal/, masked/ and chat/
+    size:Literal['smoke', 'cpu', 'gpu']='cpu',  # 'smoke' touches everything and learns nothing
+    out:str='out/tour',  # Folder that gets report.html, metrics.json, and the models causal/, masked/ and chat/
     seed:int=0,      # Seed of text, weights and samples
 ) -> dict:           # The figures
     "Every stage in turn on the tiny world; the page is written after each stage, the figures at the end"

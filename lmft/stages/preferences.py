@@ -1,7 +1,7 @@
 """Rankings with ties become pairs; pairs teach a reward model to judge, or a policy to answer better
 
-A reward model learns from pairs of answers to score any answer; DPO tunes a policy on the same pairs without one. A pair
-is two rows of one batch, so both go through the one Learner with nothing but a loss of their own.
+A reward model learns from pairs of answers to score any answer; DPO tunes a policy on the same pairs without one. A
+pair is two rows of one batch, so both go through the one Learner with nothing but a loss of their own.
 
 Docs: https://lmft-org.github.io/lmft/learn/preferences.html.md"""
 
