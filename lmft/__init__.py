@@ -2,14 +2,20 @@
 
 Modules:
 
-- `lmft.check.doctor`: Twenty faults that train without an error and come out wrong, found before the first step
+- `lmft.check.doctor`: Twenty-two faults that train without an error and come out wrong, found before the first step
 - `lmft.check.estimate`: Parameters, peak memory and time of a run before it starts, from a rehearsal without a single number
 - `lmft.cli`: `lmft pretrain`, `finetune`, `sft`, `chat`, …: thin doors to the library
 - `lmft.commands`: Pretraining, tuning and all that follows, each as one function that a shell can call
 - `lmft.core`: Sizes, seeds, devices, precision, errors that name the line, writes that cannot be half done, and the ledger of claims
-- `lmft.data.batches`: From records to what a model sees: tokens, which of them are trained, and rows without waste
+- `lmft.data.certificate`: Answer by answer: is what is trained what will be generated?
+- `lmft.data.chat`: Which tokens of a conversation are trained: those that the model will have to write
+- `lmft.data.examples`: From records to token ids, and which of them are trained
+- `lmft.data.loaders`: From records to what a model sees: tokens, which of them are trained, and batches without waste
+- `lmft.data.messages`: One message, whatever shape it comes in: OpenAI, 🤗, ShareGPT
 - `lmft.data.ondisk`: Records and tokens in files that are mapped, not loaded: memory stays flat, and a killed run goes on
 - `lmft.data.records`: Files, folders and 🤗 datasets as plain dicts: every public shape recognised, every bad record named
+- `lmft.data.templates`: What a chat template makes of messages, and what it wants them to look like
+- `lmft.data.tokenizers`: A tokenizer of our own or of a checkpoint, its special tokens, and the bytes that each token stands for
 - `lmft.evals.evaluation`: What a model does with tasks it was not trained on, and how far a left-out task is from a left-out kind of task
 - `lmft.evals.prompting`: Zero- and few-shot prompts, answers chosen by probability, and what examples in a prompt do
 - `lmft.generation`: Continue a text, answer a question, and say how probable a given answer is

@@ -26,7 +26,7 @@ _head = {'clm': 'causal', 'mlm': 'masked', 'mlm+nsp': 'masked+nsp'}
 
 def _to_pretrain(o, train):
     "Tokenizer, model and rate: new ones, or those of a checkpoint whose pretraining goes on"
-    from lmft.data.batches import load_tokenizer, train_tokenizer
+    from lmft.data.tokenizers import load_tokenizer, train_tokenizer
     from lmft.core import LmftError
     from lmft.models.methods import usual_lr
     from lmft.models.loading import load_model, new_model
@@ -60,7 +60,7 @@ _of_answers = 'labels', 'class with one example', 'chosen is rejected', 'prompt 
 
 def pretrain(**o):
     "Train a language model on text, from scratch or from a checkpoint"
-    from lmft.data.batches import clm_dls, lm_dls
+    from lmft.data.loaders import clm_dls, lm_dls
     from lmft.core import LmftError, set_seed
     from lmft.train.learner import BitsPerByte, lm_learner
     from lmft.data.ondisk import tokens_on_disk
@@ -121,7 +121,8 @@ def _ner(o, path, tok, train, valid, kw):
 
 # %% ../nbs/reference/commands.ipynb #3e01c71a
 def _qa(o, path, tok, train, valid, kw):
-    from lmft.data.batches import lm_dls, sft_examples
+    from lmft.data.loaders import lm_dls
+    from lmft.data.examples import sft_examples
     from lmft.stages.extraction import answer_questions, qa_dls, qa_prompt, squad_scores, write_answers
     from lmft.models.loading import load_model
     from lmft.models.methods import trainable
@@ -135,7 +136,7 @@ def _qa(o, path, tok, train, valid, kw):
     return model, qa_dls(train, valid, tok, model, **kw), [], scores
 
 def _generate(o, path, tok, train, valid, kw):
-    from lmft.data.batches import clm_dls
+    from lmft.data.loaders import clm_dls
     from lmft.models.loading import load_model
     from lmft.models.methods import trainable
     from lmft.models.parts import virtual_tokens
@@ -149,7 +150,7 @@ _tasks = dict(classify=(_classify, {'text', 'label'}), ner=(_ner, {'tokens', 'ta
 def finetune(**o):
     "Tune a model for a task: classes of texts, named entities, answers from a context, or texts of a style"
     import lmft.models.adapters
-    from lmft.data.batches import load_tokenizer
+    from lmft.data.tokenizers import load_tokenizer
     from lmft.core import LmftError, set_seed
     from lmft.check.doctor import examine, refuse
     from lmft.models.methods import usual_lr
@@ -174,7 +175,10 @@ def finetune(**o):
 def sft(**o):
     "Tune a model on instructions or conversations"
     import lmft.models.adapters
-    from lmft.data.batches import fit_length, lm_dls, load_tokenizer, sft_examples, to_messages
+    from lmft.data.examples import fit_length, sft_examples
+    from lmft.data.loaders import lm_dls
+    from lmft.data.tokenizers import load_tokenizer
+    from lmft.data.messages import to_messages
     from lmft.core import LmftError, set_seed
     from lmft.models.methods import usual_lr
     from lmft.train.learner import BitsPerByte, lm_learner
@@ -203,7 +207,7 @@ def sft(**o):
 def merge(**o):
     "Add an adapter into the weights of its base"
     import torch, lmft.models.adapters
-    from lmft.data.batches import load_tokenizer
+    from lmft.data.tokenizers import load_tokenizer
     from lmft.core import LmftError, atomic_write, set_seed
     from lmft.models.loading import load_model, save_model
     from lmft.models.methods import merge_adapter
@@ -300,7 +304,7 @@ def make(**o):
 def _to_ask(o, n_train=200):
     "Model folder, tokenizer and rows of tasks: (path, tok, train, test, bad)"
     import lmft.models.adapters
-    from lmft.data.batches import load_tokenizer
+    from lmft.data.tokenizers import load_tokenizer
     from lmft.evals.evaluation import read_tasks, split_tasks
     path,bad = model_dir(o['model']),[]
     train,test = split_tasks(read_tasks(o['tasks'], o['categories'], o['on_bad'], bad), n_train, o['n'], o['seed'])
@@ -445,7 +449,7 @@ def _pairs_of(o, rows, tok, make, bad):
 def reward(**o):
     "Train a reward model on pairs or rankings"
     import lmft.models.adapters
-    from lmft.data.batches import load_tokenizer
+    from lmft.data.tokenizers import load_tokenizer
     from lmft.core import set_seed
     from lmft.models.loading import load_model
     from lmft.stages.preferences import RewardDL, pair_dls, reward_learner, reward_pair
@@ -467,7 +471,7 @@ def reward(**o):
 def dpo(**o):
     "Make what was preferred more probable, without a reward model"
     import lmft.models.adapters
-    from lmft.data.batches import load_tokenizer
+    from lmft.data.tokenizers import load_tokenizer
     from lmft.core import set_seed
     from lmft.models.loading import load_model
     from lmft.stages.preferences import answer_pair, dpo_learner, pair_dls
@@ -518,7 +522,7 @@ def _that_leave_room(o, prompts, tok, model, bad):
 def ppo(**o):
     "Let a model answer, let a reward model judge, and make the better answers more probable"
     import lmft.models.adapters
-    from lmft.data.batches import load_tokenizer
+    from lmft.data.tokenizers import load_tokenizer
     from lmft.core import set_seed
     from lmft.models.loading import load_model
     from lmft.stages.preferences import as_asked, reward_scores
@@ -594,7 +598,7 @@ def tour(**o):
 def _opened(o):
     "Model and tokenizer of a command that writes, on its device, seeded"
     import lmft.models.adapters
-    from lmft.data.batches import load_tokenizer
+    from lmft.data.tokenizers import load_tokenizer
     from lmft.core import set_seed
     from lmft.models.loading import load_model
     device,_ = check_options(o)

@@ -24,7 +24,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from matplotlib.figure import Figure
 
-from .data.batches import lm_dls, sft_examples
+from .data.loaders import lm_dls
+from .data.examples import sft_examples
 from .train.callbacks import StepLog
 import lmft.models.adapters                                                 # more methods for `trainable`
 from .stages.extraction import (answer_questions, entity_f1, gazetteer, ner_dls, predict_tags, qa_dls, qa_prompt,

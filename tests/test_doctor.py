@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from lmft.core import LmftError, set_seed
-from lmft.data.batches import train_tokenizer
+from lmft.data.tokenizers import train_tokenizer
 from lmft.check.doctor import checks, doctor, examine, refuse
 from lmft.models.loading import new_model, save_model
 from lmft.data.records import read_records, split_records

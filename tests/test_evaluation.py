@@ -5,7 +5,7 @@ import pandas as pd, pytest
 from fastai.callback.core import Callback
 from lmft.core import LmftError, set_seed
 from lmft.evals import evaluation
-from lmft.data.batches import train_tokenizer
+from lmft.data.tokenizers import train_tokenizer
 from lmft.evals.evaluation import (check_leaks, columns, evaluate, fitting, fold_rows, forbidden, grade, loco, make_folds, marks,
     read_tasks, split_tasks)
 from lmft.models.loading import new_model

@@ -5,7 +5,8 @@ from functools import lru_cache
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from lmft.data.batches import chat_example, train_tokenizer
+from lmft.data.batches import chat_example
+from lmft.data.tokenizers import train_tokenizer
 from lmft.core import LmftError
 
 # « opens an answer, » ends its text, ¦ stands after its stop token: `{% generation %}` marks are put there, or nothing

@@ -28,7 +28,8 @@ from sklearn.cluster import AgglomerativeClustering
 from sklearn.feature_extraction.text import TfidfVectorizer
 from tqdm.auto import tqdm
 
-from ..data.batches import lm_dls, sft_examples
+from ..data.loaders import lm_dls
+from ..data.examples import sft_examples
 from ..stages.finetuning import tune_learner
 from ..generation import encode_prompt
 from ..train.guards import guarded

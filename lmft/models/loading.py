@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..core import LmftError, atomic_path
-from ..data.batches import check_folder
+from ..data.tokenizers import check_folder
+from .parts import base_of, new_modules
 
 import torch
 import transformers

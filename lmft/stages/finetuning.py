@@ -18,13 +18,15 @@ import copy
 from functools import lru_cache
 
 from ..core import BadRecord
+from ..models.methods import method_cbs
 import torch
 from fastai.callback.core import Callback
 from fastcore.foundation import L
 from tokenizers.processors import TemplateProcessing
 from tqdm.auto import tqdm
 
-from ..data.batches import _bos, lm_dls, make_batch
+from ..data.tokenizers import bos_ids
+from ..data.loaders import lm_dls, make_batch
 from ..models.methods import usual_lr
 from ..generation import evaluating, seq_logps
 from ..models.wrapper import HFModel
@@ -60,7 +62,7 @@ def label_config(
 def _framed(tok, causal):
     "The tokenizer with the special tokens around a text, or a pair of texts, that a model of this kind reads"
     if not causal and tok('').input_ids: return tok                 # an encoder's own tokenizer knows its frame
-    a,b = (tok.bos_token if _bos(tok) else '', tok.eos_token) if causal else (tok.cls_token, tok.sep_token)
+    a,b = (tok.bos_token if bos_ids(tok) else '', tok.eos_token) if causal else (tok.cls_token, tok.sep_token)
     one,two = (f'{a} $A', f'{a} $A $B:1 {b}:1') if causal else (f'{a} $A {b}', f'{a} $A {b} $B:1 {b}:1')
     framed = copy.deepcopy(tok)
     framed.backend_tokenizer.post_processor = TemplateProcessing(

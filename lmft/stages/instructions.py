@@ -27,7 +27,9 @@ import pandas as pd
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from ..data.batches import clm_examples, fit_length, lm_dls, load_tokenizer, sft_examples
+from ..data.examples import clm_examples, fit_length, sft_examples
+from ..data.loaders import lm_dls
+from ..data.tokenizers import load_tokenizer
 from ..models.methods import usual_lr
 from ..generation import generate
 from ..train.learner import lm_learner

@@ -33,7 +33,7 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 
 from ..models.adapters import disabled
-from ..data.batches import LMDL, _row_len
+from ..data.loaders import LMDL, row_len
 from ..train.callbacks import Precision
 from ..core import pick_device
 from ..models.methods import usual_lr
@@ -318,7 +318,7 @@ def cache_logps(
     amp=None,# dtype of its matrix products, that of the policy; None: that of the weights
 ):
     "Compute the reference's log-probabilities of all pairs once, and keep them with the examples"
-    rows = sorted(dl.dataset, key=_row_len)
+    rows = sorted(dl.dataset, key=row_len)
     batches = dl.new(rows, shuffle=False, n_acc=1, device=model.device)
     batches = tqdm(batches, desc='reference', disable=None, delay=2)
     with evaluating(model), torch.random.fork_rng():                  # what follows shall not depend on it

@@ -1,6 +1,6 @@
 """From text alone: next words, masked words, neighbouring sentences, and the base models of all later lessons
 
-Pretraining learns from text that nobody labelled: `lmft.data.batches.clm_dls` for next words, `mlm_dls` for masked words
+Pretraining learns from text that nobody labelled: `lmft.data.loaders.clm_dls` for next words, `mlm_dls` for masked words
 and neighbouring sentences, `mix` for sources of different weight. `recall` measures what a model knows of the world.
 `make_base` and `load_base` give the two base models, one causal and one masked, from which later lessons start.
 
@@ -29,10 +29,12 @@ from fastcore.foundation import L
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from ..data import batches
+from ..data import examples, loaders, tokenizers
 from ..models import loading, wrapper
 from ..train import learner
-from ..data.batches import LMDL, clm_dls, load_tokenizer, make_batch, text_example, train_tokenizer
+from ..data.loaders import LMDL, clm_dls, make_batch
+from ..data.tokenizers import load_tokenizer, train_tokenizer
+from ..data.examples import text_example
 
 from ..core import pick_device
 from ..generation import evaluating
@@ -296,7 +298,7 @@ def base_dir(
     "Where a base model is kept, under `$LMFT_CACHE` or ~/.cache/lmft, by a hash of all that decides what it becomes"
     if kind not in bases: raise LmftError(f"base '{kind}' is unknown; use {', '.join(bases)}")
     me = importlib.import_module('lmft.stages.pretraining')               # a notebook's own functions have no source file
-    code = facts,documents,batches,loading,wrapper,learner,me.pretrain_base,me.MaskedDL,me.mask_tokens,me.pieces
+    code = facts,documents,tokenizers,examples,loaders,loading,wrapper,learner,me.pretrain_base,me.MaskedDL,me.mask_tokens,me.pieces
     key = hashlib.sha256(repr((kind, seed, bases[kind], [*map(inspect.getsource, code)])).encode()).hexdigest()[:12]
     return cache_dir()/f'{kind}-{seed}-{key}'
 

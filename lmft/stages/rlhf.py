@@ -29,7 +29,7 @@ from peft import PeftModel
 from torch import nn
 
 from ..models.adapters import disabled
-from ..data.batches import LMDL, make_batch
+from ..data.loaders import LMDL, make_batch
 from ..models.methods import usual_lr
 from ..models.methods import method_cbs
 from ..generation import _answer, _left_pad, _settings, encode_prompt, evaluating, stop_ids

@@ -30,8 +30,9 @@ from fastcore.basics import IN_NOTEBOOK, noop, patch
 from fastcore.foundation import L
 from torch import nn
 
-from ..data.batches import token_bytes
+from ..data.tokenizers import token_bytes
 from ..models.parts import base_of, blocks_of, head_of, virtual_tokens
+from ..models.wrapper import HFModel
 
 # %% ../../nbs/learn/02_learner.ipynb #15e0f279
 class TermLoss:
