@@ -558,8 +558,9 @@ def doctor(**o):
     o = complete('doctor', o)
     check_options(o)
     if o['model']: o['model'] = model_dir(o['model'])
-    found = findings_of(**{k: v for k,v in o.items() if k!='command'})
-    for f in found: print(f)
+    shown = []
+    found = findings_of(**{k: v for k,v in o.items() if k!='command'}, shown=shown)
+    for line in [*shown, *found]: print(line)
     return found
 
 def estimate(**o):

@@ -99,4 +99,4 @@ def test_a_finding_is_one_line(data, model):
     assert {'answers cut', 'learning rate'}<={f.check for f in found}
     assert all('\n' not in str(f) for f in found)
 
-def test_there_are_twenty(): assert len(checks)==20
+def test_there_are_twenty_two(): assert len(checks)==22

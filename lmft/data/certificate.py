@@ -34,7 +34,7 @@ def _lost_of_answer(messages, i, target, tok, tools):
     "Fields of answer `i` that are not among what is trained"
     m = messages[i]
     thought = re.match(r'\s*(?:<think>)?(.*?)</think>', m['content'], re.S)
-    if thought and thought[1].strip() not in target: yield 'the think block in content'
+    if thought and thought[1].strip() not in target: yield 'think block in content'
     for field in ('content', 'reasoning_content', 'tool_calls'):
         if not m.get(field) or field!='tool_calls' and m[field].strip() in target: continue
         if not _differs(messages[:i+1], [*messages[:i], _without(m, field)], tok, tools): yield field

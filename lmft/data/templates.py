@@ -111,10 +111,12 @@ def write_chat(
 ):
     "The text that the chat template makes of messages, which are not looked at again"
     template,special = template_of(tok, tools),_special(tok)
-    try: return _jinja(messages, template, special, _wants(template, special), tools, **kwargs)[0][0]
+    try: text = _jinja(messages, template, special, _wants(template, special), tools, **kwargs)[0][0]
     except Exception as e:
         if not messages and kwargs.get('add_generation_prompt'): return _opening(tok, tools)
         raise LmftError(f'the chat template refuses roles {[m["role"] for m in messages]}: {e}') from e
+    if messages or not kwargs.get('add_generation_prompt'): return text
+    return text if (opening := _opening(tok, tools)).startswith(text) else opening     # such as the begin token of a first message
 
 def _opening(tok, tools):
     "What stands before the text of an answer that opens a conversation"
