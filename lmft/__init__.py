@@ -3,14 +3,20 @@
 Modules:
 
 - `lmft.all`: One name for the whole library, loaded when it is used
-- `lmft.check.doctor`: Twenty faults that train without an error and come out wrong, found before the first step
+- `lmft.check.doctor`: Twenty-two faults that train without an error and come out wrong, found before the first step
 - `lmft.check.estimate`: Parameters, peak memory and time of a run before it starts, from a rehearsal without a single number
 - `lmft.cli`: `lmft pretrain`, `finetune`, `sft`, `chat`, …: thin doors to the library
 - `lmft.commands`: Pretraining, tuning and all that follows, each as one function that a shell can call
 - `lmft.core`: Sizes, seeds, devices, precision, errors that name the line, writes that cannot be half done, and the ledger of claims
-- `lmft.data.batches`: From records to what a model sees: tokens, which of them are trained, and rows without waste
+- `lmft.data.certificate`: Answer by answer: is what is trained what will be generated?
+- `lmft.data.chat`: Which tokens of a conversation are trained: those that the model will have to write
+- `lmft.data.examples`: From records to token ids, and which of them are trained
+- `lmft.data.loaders`: From records to what a model sees: tokens, which of them are trained, and batches without waste
+- `lmft.data.messages`: One message, whatever shape it comes in: OpenAI, 🤗, ShareGPT
 - `lmft.data.ondisk`: Records and tokens in files that are mapped, not loaded: memory stays flat, and a killed run goes on
 - `lmft.data.records`: Files, folders and 🤗 datasets as plain dicts: every public shape recognised, every bad record named
+- `lmft.data.templates`: What a chat template makes of messages, and what it wants them to look like
+- `lmft.data.tokenizers`: A tokenizer of our own or of a checkpoint, its special tokens, and the bytes that each token stands for
 - `lmft.data.words`: What a word is, in one place: letters with their marks, and characters one by one where a script has no spaces
 - `lmft.evals.evaluation`: What a model does with tasks it was not trained on, and how far a left-out task is from a left-out kind of task
 - `lmft.evals.folds`: A model for every cluster of tasks that is left out, and for each place of a task, on equally much data
@@ -47,7 +53,7 @@ Modules:
 - `lmft.stages.rankings`: What people say of answers: rankings with ties, collected, split without leaks, and turned into pairs
 - `lmft.stages.rlhf`: Let a model answer, let a reward model judge the answers, and make the better ones more probable
 - `lmft.stages.table`: One table of all training stages: head, fields of a record, batches, loss, metrics and defaults
-- `lmft.tour`: From random weights to a model that answers: the whole way in one call, and one page that shows it
+- `lmft.tour`: From random weights to a model that answers: sixteen stages in one call, hence long, and one page that shows them
 - `lmft.train.callbacks`: Precision that is what it says, a log of every step, a run that others can follow, samples of what the model writes
 - `lmft.train.checkpoints`: A run that is cut off goes on as if nothing had happened, to the same weights bit for bit
 - `lmft.train.forecast`: Minutes to go for the whole run, all epochs and validations, seconds after it has begun
@@ -59,9 +65,9 @@ Modules:
 - `lmft.train.validation`: Validate every so many steps, and stop when it no longer gets better
 - `lmft.training`: `lmft pretrain`, `finetune`, `sft`, `reward`, `dpo`, `ppo`: a builder and a run, each as one typed function
 - `lmft.world.documents`: The world told in nine kinds of text, in a mixture that can be set, by year and by field of work
-- `lmft.world.facts`: A small world whose every truth is known: people, places and things, what holds of them, and since when
+- `lmft.world.facts`: A small world whose every truth is known, long since its twenty-three relations stand here with all their phrasings
 - `lmft.world.judge`: A labeller who knows the truth: scores any answer, ranks several, and can be made careless, biased, or many
-- `lmft.world.tasks`: Supervised tasks in clusters, with templates and scorers, and no test that can be passed by counting words"""
+- `lmft.world.tasks`: Forty-two supervised tasks in one table, hence long: clusters, templates, scorers, no test passed by counting words"""
 
 from importlib.metadata import version
 __version__ = version("lmft")

@@ -310,8 +310,9 @@ def print_findings(
     o = checked(print_findings, locals(), 'doctor')
     lm.check_options(o)
     if model: o['model'] = lm.model_dir(model)
-    found = lm.doctor(**{k: v for k,v in o.items() if k!='command'})
-    for f in found: print(f)
+    shown = []
+    found = lm.doctor(**{k: v for k,v in o.items() if k!='command'}, shown=shown)
+    for line in [*shown, *found]: print(line)
     return found
 
 def print_estimate(

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from lmft.core import LmftError, set_seed
-from lmft.data.batches import train_tokenizer
+from lmft.data.tokenizers import train_tokenizer
 from lmft.check.doctor import checks, doctor, examine, refuse
 from lmft.models.loading import new_model, save_model
 from lmft.data.records import read_records, split_records
@@ -99,4 +99,4 @@ def test_a_finding_is_one_line(data, model):
     assert {'answers cut', 'learning rate'}<={f.check for f in found}
     assert all('\n' not in str(f) for f in found)
 
-def test_there_are_twenty(): assert len(checks)==20
+def test_there_are_twenty_two(): assert len(checks)==22

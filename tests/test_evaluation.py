@@ -5,7 +5,7 @@ import pandas as pd, pytest
 from fastai.callback.core import Callback
 from lmft.core import LmftError, set_seed
 from lmft.evals import folds as folding
-from lmft.data.batches import train_tokenizer
+from lmft.data.tokenizers import train_tokenizer
 from lmft.evals.folds import check_leaks, columns, fold_rows, forbidden, loco, make_folds
 from lmft.evals.evaluation import evaluate, fit_tasks, fitting, grade, standard_error
 from lmft.evals.tasks import marks, read_tasks, split_tasks

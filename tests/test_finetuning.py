@@ -8,7 +8,7 @@ from transformers import (AutoModelForQuestionAnswering, AutoModelForSequenceCla
                           PreTrainedTokenizerFast, RobertaConfig)
 
 import lmft.models.adapters
-from lmft.data.batches import train_tokenizer
+from lmft.data.tokenizers import train_tokenizer
 from lmft.core import BadRecord, LmftError, set_seed
 from lmft.stages.extraction import EntityF1, entity_f1, ner_dls, ner_examples, predict_tags, tags_of
 from lmft.stages.questions import answer_questions, qa_dls, qa_examples, squad_scores

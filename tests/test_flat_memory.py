@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from lmft.data import ondisk
-from lmft.data.batches import clm_examples, load_tokenizer, lm_dls, train_tokenizer
+from lmft.data.examples import clm_examples
+from lmft.data.tokenizers import load_tokenizer, train_tokenizer
+from lmft.data.loaders import lm_dls
 from lmft.core import LmftError
 from lmft.data.ondisk import records_on_disk, tokens_on_disk
 from lmft.stages.pretraining import masked_dls, mlm_dls, mlm_examples
@@ -42,7 +44,7 @@ def cache(tmp_path, monkeypatch):
 tokenise = '''
 import sys
 from lmft.data import ondisk
-from lmft.data.batches import load_tokenizer, lm_dls
+from lmft.data.loaders import lm_dls; from lmft.data.tokenizers import load_tokenizer
 ondisk.shard_bytes = int(sys.argv[3])
 tok = load_tokenizer(sys.argv[1])
 exs = ondisk.tokens_on_disk(ondisk.records_on_disk(sys.argv[2]), tok, 64)

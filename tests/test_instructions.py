@@ -7,7 +7,8 @@ import pytest
 from rouge_score import rouge_scorer
 from sklearn.metrics import cohen_kappa_score
 
-from lmft.data.batches import sft_example, train_tokenizer
+from lmft.data.examples import sft_examples
+from lmft.data.tokenizers import train_tokenizer
 from lmft.core import BadRecord, LmftError
 from lmft.stages.making import (add_row, filter_rows, from_model, from_templates, parse_rows, propose_prompt, rouge_l,
                                 usual_templates, world_author)
@@ -154,7 +155,7 @@ def test_every_row_has_its_origin(tmp_path):
         assert rows
         for r in rows:
             assert r['origin']['way']==way and needs[way]<={*r['origin']}
-            assert (sft_example(r, tok)['labels']!=-100).sum()>1
+            assert (sft_examples([r], tok)[0]['labels']!=-100).sum()>1
 
 def test_author_keeps_its_rates():
     world,gold = World(0),{}

@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from lmft.core import BadRecord, LmftError, set_seed
-from lmft.data.batches import train_tokenizer
+from lmft.data.tokenizers import train_tokenizer
 from lmft.data.records import read_records
 from lmft.models.loading import load_model, new_model, save_model
 from lmft.stages.classification import (chance_line, class_loss, class_metrics, class_weights, config_for, label_config,

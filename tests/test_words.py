@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lmft.core import BadRecord, set_seed
 from lmft.check.doctor import word_runs
-from lmft.data.batches import token_bytes, train_tokenizer
+from lmft.data.tokenizers import token_bytes, train_tokenizer
 from lmft.data.words import plain_words, word_spans, words_of
 from lmft.evals.evaluation import grade, metric_of, metrics
 from lmft.models.loading import new_model

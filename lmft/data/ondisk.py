@@ -31,7 +31,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
-from .batches import _bos, chop
+from .examples import text_ends, chop
 from .records import _digest, _sources, read_records
 
 # %% ../../nbs/reference/ondisk.ipynb #d8380ae5
@@ -199,10 +199,10 @@ def text_examples(
     tok,           # Tokenizer
 ) -> list:
     "`text_example` of many records at once"
-    bos,end = _bos(tok),[tok.eos_token_id]
     ids = tok([r['text'] for r in records], add_special_tokens=False, split_special_tokens=True, verbose=False,
               return_attention_mask=False, return_token_type_ids=False).input_ids
-    rows = [torch.tensor(bos+i+([] if r.get('continues') else end)) for r,i in zip(records, ids)]
+    ends = [text_ends(r, tok) for r in records]
+    rows = [torch.tensor(b+i+e) for (b,e),i in zip(ends, ids)]
     return [dict(input_ids=i, labels=i) for i in rows]
 
 # %% ../../nbs/reference/ondisk.ipynb #1a5f5b54
@@ -231,7 +231,7 @@ def tokens_on_disk(
     "Examples of records, made once and kept in the cache"
     chosen = hashlib.sha256(np.array(records.places, np.int32)).hexdigest()
     known = tok.backend_tokenizer.to_str(),tok.special_tokens_map
-    key = _hash(records.key, chosen, known, seq_len, make.__name__, _code('data/batches', 'stages/pretraining'))
+    key = _hash(records.key, chosen, known, seq_len, make.__name__, _code('data/tokenizers', 'data/examples', 'stages/pretraining'))
     groups = grouped(tqdm(records, desc='tokenise', disable=None, delay=2), shard_bytes, _n_chars)
     def examples(group): return [_kept(e) for some in grouped(group, 2**18, _n_chars) for e in make(some, tok, seq_len)]
     keep_shards(cache_dir()/f'tokens-{key}', groups, examples)

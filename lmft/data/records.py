@@ -21,6 +21,7 @@ from itertools import chain, groupby
 from pathlib import Path
 
 from ..core import BadRecord, LmftError
+from .messages import as_message, as_tools, roles_known
 import numpy as np
 
 # %% ../../nbs/reference/records.ipynb #7f59cf5f
@@ -76,7 +77,8 @@ def _shape(fields, becomes):
 @_shape('text', 'text')
 def _plain(r):
     text = dict(text=_text(r, 'text', blank='continues' in r))
-    return text | {'continues': True} if r.get('continues') is True else text
+    n = r.get('continues')
+    return text | {'continues': n} if n is True or type(n) is int else text
 
 @_shape('prompt', 'prompt')
 def _prompt(r): return dict(prompt=_text(r, 'prompt'))
@@ -130,14 +132,13 @@ def _annotated(r):
 def _completion(r): return dict(prompt=_text(r, 'prompt'), completion=_text(r, 'completion'))
 
 # %% ../../nbs/reference/records.ipynb #c15b4661
-_roles = {r: r for r in ('system', 'user', 'assistant', 'tool')}
-_sharegpt_roles = _roles | dict(human='user', gpt='assistant')
+_roles = _sharegpt_roles = roles_known
 
-def _message(m, role='role', content='content', roles=_roles, blank=False):
-    "One message with our names; `blank` allows an empty content"
-    who = _text(m, role)
-    if who not in roles: raise BadRecord(f'is {_show(who)}', field=role, mend=f"use {', '.join(roles)}")
-    return dict(role=roles[who], content=_text(m, content, blank))
+def _message(m, *names, blank=False):
+    "One message with our names, as `as_message` gives it; `blank` allows an empty content"
+    field,m = 'value' if 'content' not in m and 'value' in m else 'content',as_message(m)
+    _text({field: m['content']}, field, blank or bool({'tool_calls', 'reasoning_content'} & set(m)))
+    return m
 
 # %% ../../nbs/reference/records.ipynb #01ffb846
 def _turns(r, field, *names):
@@ -148,11 +149,16 @@ def _turns(r, field, *names):
     return turns
 
 # %% ../../nbs/reference/records.ipynb #d067233b
+def _tools(r):
+    "The tools that go with a conversation, if there are any"
+    tools = as_tools(r.get('tools'))
+    return dict(tools=tools) if tools else {}
+
 @_shape('messages', 'messages')
-def _messages(r): return dict(messages=_turns(r, 'messages'))
+def _messages(r): return dict(messages=_turns(r, 'messages')) | _tools(r)
 
 @_shape('conversations', 'messages')
-def _sharegpt(r): return dict(messages=_turns(r, 'conversations', 'from', 'value', _sharegpt_roles))
+def _sharegpt(r): return dict(messages=_turns(r, 'conversations')) | _tools(r)
 
 # %% ../../nbs/reference/records.ipynb #ed5e00e7
 def _pair(prompt, chosen, rejected):
@@ -380,16 +386,18 @@ def txt_chunks(
 def txt_rows(
     path:Path,  # Text file
 ):              # Yields (place, row)
-    "A `.txt` file as rows of text, of which all but the last say `continues`; bad UTF-8 is raised"
+    "A `.txt` file as rows of text, with the number of the chunk in `continues`, 0 for the last of several; bad UTF-8 is raised"
     def pieces():
         for n,text,why in text_lines(path, 2**16):
             if why: raise BadRecord(why, path, n, mend='save the file as UTF-8')
             yield text
-    last,seen = None,False
+    last,seen,n = None,False,0
     for text in txt_chunks(pieces()):
-        if last is not None: yield {}, dict(text=last, continues=True)
+        if last is not None:
+            n += 1
+            yield {}, dict(text=last, continues=n)
         last,seen = text,seen or not text.isspace()
-    if last is not None: yield {}, dict(text=last, continues=False) if seen else dict(text=last)
+    if last is not None: yield {}, dict(text=last, continues=0 if n else False) if seen else dict(text=last)
 
 # %% ../../nbs/reference/records.ipynb #9314218b
 def _no_constant(name): raise ValueError(f'{name} is no JSON value')

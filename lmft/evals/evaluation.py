@@ -22,11 +22,11 @@ from rouge_score.tokenizers import DefaultTokenizer
 from scipy.stats import sem
 
 from ..data.words import plain_words, words_of
+from ..generation import encode_prompt
+from ..models.parts import virtual_tokens
 from .prompting import draw_examples, few_shot, respond
 from .tasks import golds_of
-from ..generation import encode_prompt
-from ..models.parts import max_positions, virtual_tokens
-
+from ..models.parts import max_positions
 
 # %% ../../nbs/learn/10_evaluation.ipynb #5324dcf1
 _english = DefaultTokenizer(use_stemmer=True)

@@ -24,7 +24,8 @@ from ..core import LmftError, atomic_write, set_seed
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..data.batches import lm_dls, sft_examples
+from ..data.loaders import lm_dls
+from ..data.examples import sft_examples
 from .evaluation import evaluate, fit_tasks, mean_score, shown_examples
 from .prompting import few_shot
 from .tasks import marks

@@ -18,7 +18,7 @@ from ..core import LmftError
 import torch
 import torch.nn.functional as F
 
-from ..data.batches import to_messages
+from ..data.messages import to_messages
 from ..generation import generate, token_logps
 
 # %% ../../nbs/learn/08_prompting.ipynb #49c4b09e

@@ -22,8 +22,9 @@ from fastai.learner import Recorder
 from fastcore.foundation import L
 from filelock import FileLock
 
-from ..data import batches, words
-from ..data.batches import clm_dls, load_tokenizer, make_batch, train_tokenizer
+from ..data import examples, loaders, tokenizers, words
+from ..data.loaders import clm_dls, make_batch
+from ..data.tokenizers import load_tokenizer, train_tokenizer
 from ..data.ondisk import cache_dir
 from ..generation import evaluating
 from ..models import loading, wrapper
@@ -133,7 +134,7 @@ def base_dir(
     "Where a base model is kept, under `$LMFT_CACHE` or ~/.cache/lmft, by a hash of all that decides what it becomes"
     if kind not in bases: raise LmftError(f"base '{kind}' is unknown; use {', '.join(bases)}")
     me = importlib.import_module('lmft.stages.bases')                  # a notebook's own functions have no source file
-    code = facts,documents,batches,words,loading,wrapper,learner,pretraining,me.pretrain_base
+    code = facts,documents,tokenizers,examples,loaders,words,loading,wrapper,learner,pretraining,me.pretrain_base
     key = hashlib.sha256(repr((kind, seed, bases[kind], [*map(inspect.getsource, code)])).encode()).hexdigest()[:12]
     return cache_dir()/f'{kind}-{seed}-{key}'
 

@@ -31,7 +31,8 @@ from IPython.display import display
 from tokenizers.processors import TemplateProcessing
 from tqdm.auto import tqdm
 
-from ..data.batches import LMDL, _bos, lm_dls, make_batch
+from ..data.loaders import LMDL, lm_dls, make_batch
+from ..data.tokenizers import bos_ids
 from ..models.methods import trainable, usual_lr
 from ..generation import evaluating, seq_logps
 from ..models.wrapper import HFModel
@@ -46,7 +47,7 @@ from ..models.methods import method
 def _framed(tok, causal, end=True):
     "The tokenizer with the special tokens around a text, or a pair of texts, that a model of this kind reads"
     if not causal and tok('').input_ids: return tok                 # an encoder's own tokenizer knows its frame
-    a,b = (tok.bos_token if _bos(tok) else '', tok.eos_token) if causal else (tok.cls_token, tok.sep_token)
+    a,b = (tok.bos_token if bos_ids(tok) else '', tok.eos_token) if causal else (tok.cls_token, tok.sep_token)
     one,two = (f'{a} $A', f'{a} $A $B:1 {b}:1') if causal else (f'{a} $A {b}', f'{a} $A {b} $B:1 {b}:1')
     if causal and not end: two = f'{a} $A $B:1'
     framed = copy.deepcopy(tok)

@@ -19,10 +19,13 @@ from ..core import atomic_path, set_seed
 import pandas as pd
 from filelock import FileLock
 
-from ..data.batches import clm_examples, fit_length, lm_dls, load_tokenizer, sft_examples
+from ..data.examples import clm_examples, fit_length, sft_examples
+from ..data.loaders import lm_dls
+from ..data.tokenizers import load_tokenizer
+from ..models.methods import usual_lr
 from ..generation import generate
 from ..models.loading import load_model
-from ..models.methods import trainable, usual_lr
+from ..models.methods import trainable
 from .bases import load_base, make_base
 from ..train.learner import lm_learner
 from ..world import judge

@@ -26,7 +26,8 @@ from fastcore.foundation import L
 from peft import PeftModel
 from torch import nn
 
-from ..data.batches import LMDL, as_asked
+from ..data.loaders import LMDL
+from ..data.messages import as_asked
 from ..models.adapters import disabled
 from ..models.methods import method_cbs, trainable, usual_lr
 from ..models.parts import head_of, virtual_tokens

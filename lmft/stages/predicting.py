@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..core import BadRecord, LmftError, atomic_write, set_seed
 from ..progress import progress
-from ..data.batches import load_tokenizer
+from ..data.tokenizers import load_tokenizer
 from ..data.records import dataset_rows, formats
 from ..generation import generate
 from ..models.loading import load_model
@@ -26,7 +26,7 @@ from .extraction import entity_f1
 from .questions import squad_scores
 from .finetuning import classify_examples, predict
 from .people import append_line, read_lines
-from ..data.batches import as_asked
+from ..data.messages import as_asked
 from sklearn.metrics import accuracy_score, f1_score
 
 # %% ../../nbs/reference/predicting.ipynb #53f3df8b

@@ -18,7 +18,7 @@ from pathlib import Path
 from ..core import BadRecord, LmftError
 from seqeval.metrics.sequence_labeling import get_entities
 
-from ..data.batches import to_messages
+from ..data.messages import to_messages
 from ..data.records import formats, read_records
 from ..generation import generate
 from ..models.parts import base_of

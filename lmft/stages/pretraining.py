@@ -22,7 +22,9 @@ from fastai.data.core import DataLoaders
 from tqdm.auto import tqdm
 
 from ..data import batches
-from ..data.batches import LMDL, clm_dls, make_batch, train_tokenizer
+from ..data.loaders import LMDL, clm_dls, make_batch
+from ..data.tokenizers import train_tokenizer
+from ..data import examples
 
 from ..train.learner import BitsPerByte, lm_learner, token_loss
 from ..models.wrapper import HFModel

@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from typing import Callable
 
 from ..core import LmftError
-from ..data.batches import clm_examples, fit_length, lm_dls, sft_examples, to_messages
+from ..data.examples import clm_examples, fit_length, sft_examples
+from ..data.loaders import lm_dls
+from ..data.messages import to_messages
 from ..data.ondisk import OnDisk, tokens_on_disk
 from ..data.records import split_records
 from ..models.methods import usual_lr

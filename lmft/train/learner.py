@@ -31,7 +31,7 @@ from fastcore.foundation import L
 from torch import nn
 
 from .. import generation
-from ..data.batches import token_bytes
+from ..data.tokenizers import token_bytes
 from ..models.wrapper import HFModel, choose_packing
 from ..models.loading import save_model
 from .optim import adamw, layer_groups, lr_curve
