@@ -14,6 +14,7 @@ __all__ = ['pack', 'make_batch', 'LMDL', 'row_len', 'by_length_order', 'lm_dls',
 # %% ../../nbs/learn/01_batches.ipynb #ae34ab88
 import html, json, random, re
 import html, random
+import html, json, random, re, warnings
 from array import array
 
 from ..core import LmftError, pick_device

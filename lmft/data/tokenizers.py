@@ -98,11 +98,14 @@ def load_tokenizer(
         raise LmftError(f'{path}: no tokenizer can be loaded: {str(e).splitlines()[0]}') from e
     if not tok.is_fast: raise LmftError(f'{path}: {type(tok).__name__} gives no offsets; convert it to a fast tokenizer')
     if tok.eos_token is None: tok.eos_token = tok.sep_token                     # WordPiece ends a text with it
-    if tok.eos_token is None: raise LmftError(f'{path}: has no end token; set tok.eos_token')
+    if tok.eos_token is None: raise LmftError(
+        f'{path}: the tokenizer has no end token and no separator; name one as "eos_token" in its tokenizer_config.json')
     n = _n_vectors(path)
     if n and max(tok.vocab_size-1, tok.eos_token_id)>=n: raise LmftError(
         f'{path}: the tokenizer has {len(tok)} tokens, but the model has vectors for {n}; take the tokenizer of this '
         'model, or call model.resize_token_embeddings(len(tok)) and save it')
+    if n and (tok.pad_token_id or 0)>=n: warnings.warn(f'{path}: the model has no vector for the pad token '
+        f'{tok.pad_token!r}; {_pad_for(tok, n)!r} fills instead, which no model reads')
     if tok.pad_token is None or n and tok.pad_token_id>=n: tok.pad_token = _pad_for(tok, n)
     return tok
 

@@ -94,23 +94,25 @@ def stop_ids(
 
 # %% ../../nbs/reference/models.ipynb #fc64c323
 def _no_text(tok, n):
-    "The token with the longest written form that differs from the text it stands for"
+    "A token whose written form differs from the text it stands for: blanks, if there are such, the longest one"
     vocab = [(t, i) for t,i in tok.get_vocab().items() if len(t)>1 and i<n and i not in tok.all_special_ids]
-    vocab.sort(key=lambda x: (-len(x[0]), x[1]))
-    return next((t for t,i in vocab if tok.decode([i])!=t), None)
+    texts = zip(vocab, tok.batch_decode([[i] for _,i in vocab]))
+    found = [(not text.isspace(), -len(t), i, t) for (t,i),text in texts if text!=t]
+    return min(found)[-1] if found else None
 
 def _filled(model, tok):
-    "The tokenizer with a token to fill with that 🤗 cannot take for the end of a text"
+    "The tokenizer with a token to fill with that 🤗 cannot take for the stop token at which a reward is read"
     base = base_of(model)
-    stops,n = stop_ids(base, tok),base.get_input_embeddings().weight.shape[0]
-    per_row = type(base).__name__.endswith('ForSequenceClassification')
-    if not per_row or tok.pad_token_id not in stops: return tok
-    unk = tok.unk_token if tok.unk_token_id not in stops else None
-    if spare := unk or _no_text(tok, n):
+    if not _gives_reward(base) or tok.pad_token_id not in stop_ids(base, tok): return tok
+    n = base.get_input_embeddings().weight.shape[0]
+    unk = tok.unk_token if tok.unk_token_id not in stop_ids(base, tok) else None
+    if spare := unk or ('<|pad|>' if len(tok)<n else _no_text(tok, n)):
         tok = copy.deepcopy(tok)
         tok.pad_token = spare
     else: warnings.warn('the tokenizer fills with its end token, before which 🤗 reads a score; add a pad token')
     return tok
+
+def _gives_reward(base): return type(base).__name__.endswith('ForSequenceClassification') and base.config.num_labels==1
 
 # %% ../../nbs/reference/models.ipynb #60f36ca2
 def _in_frame(model, tok):
@@ -268,8 +270,8 @@ def _load_adapter(path, config, head, train, dtype, kwargs):
     "An adapter on its base, with the labels and stop tokens that it was saved with"
     soft,base,tuned,saved = config.is_prompt_learning,config.base_model_name_or_path,Path(path)/'tuned',saved_head(path)
     if saved not in (None, head): raise LmftError(
-        f"{path}: is an adapter of a {saved} model, and its head fits no other; load it with head='{saved}', or add it "
-        'into its base first (lmft merge)')
+        f"{path}: is an adapter of a {saved} model and cannot be loaded with head '{head}'; load it with head='{saved}', "
+        'or add it into its base (lmft merge) and go on from what comes out')
     if (tuned/'config.json').exists() and head in ('rows', 'tokens'):
         known = read_config(tuned)
         kwargs = dict(id2label=known.id2label, label2id=known.label2id, **kwargs)
