@@ -122,7 +122,7 @@ def test_each_problem_is_learned(problem):
     rs = [one() for _ in range(120)]
     m = made(tok, 'llama', rs)
     learn = tune_learner(classify_dls(rs[:90], rs[90:], tok, m, bs=10, device='cpu'), m, metrics=class_metrics(m))
-    with learn.no_bar(), learn.no_logging(): learn.fit_cos(4)
+    with learn.no_bar(), learn.no_logging(): learn.fit_cos(10)
     got = predict_records(m, tok, rs[90:])
     if problem == 'regression':
         assert learn.validate()[1] < .2 and max(abs(r['prediction']-r['label']) for r in got) < .6

@@ -54,7 +54,11 @@ def framed_tokenizer(
     model,  # The model that it is saved with
 ):
     "The tokenizer as this model reads texts: saved beside the model, it gives 🤗's pipelines the same tokens"
-    return _framed(tok, HFModel(model).causal, False)
+    framed = copy.deepcopy(_framed(tok, HFModel(model).causal, False))
+    if getattr(base_of(model).config, 'type_vocab_size', 0)>1:                        # which text of a pair a token is of
+        framed.model_input_names = ['input_ids', 'token_type_ids', 'attention_mask']
+        framed.init_kwargs['model_input_names'] = framed.model_input_names
+    return framed
 
 # %% ../../nbs/learn/05_finetuning.ipynb #ea9c120f
 def context_length(tok, model, seq_len):
