@@ -12,8 +12,7 @@ Docs: https://lmft-org.github.io/lmft/reference/interpretation.html.md"""
 __all__ = ['score_records', 'scored_records', 'top_losses', 'plot_top_losses', 'plot_confusion_matrix', 'class_report',
            'plot_calibration']
 
-# %% ../../nbs/reference/interpretation.ipynb #9207ec87
-from ..core import BadRecord, LmftError
+# %% ../../nbs/reference/interpretation.ipynb #99f46aa3
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from IPython.display import display
 from fastai.learner import Learner
@@ -21,10 +20,11 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import ConfusionMatrixDisplay, classification_report
 from sklearn.preprocessing import MultiLabelBinarizer
 
+from ..core import BadRecord, LmftError
 from .classification import class_loss, class_prediction
 from .finetuning import classify_examples, predict
 
-# %% ../../nbs/reference/interpretation.ipynb #61cead07
+# %% ../../nbs/reference/interpretation.ipynb #95a4e94c
 def _scored(model, tok, exs, **kwargs):
     loss_of = class_loss(model)
     logits = [v[0] for v in predict(model, tok, exs, **kwargs)]
@@ -40,8 +40,7 @@ def score_records(
 ) -> list:
     "The records with prediction, probabilities and loss"
     for i,r in enumerate(records):
-        if 'label' not in r:
-            raise BadRecord('is missing', record=i+1, field='label', mend='give labels to score against')
+        if 'label' not in r: raise BadRecord('is missing', record=i+1, field='label', mend='give labels to score against')
     return _scored(model, tok, classify_examples(records, tok, model, seq_len), **kwargs)
 
 def scored_records(
@@ -50,8 +49,7 @@ def scored_records(
     "Scored records of a learner or a list"
     if not isinstance(what, Learner): return what
     dl = what.dls.valid
-    if not hasattr(dl, 'vocab'):
-        raise LmftError('this learner was not made of classify_dls; give it records of score_records')
+    if not hasattr(dl, 'vocab'): raise LmftError('this learner was not made of classify_dls; give it records of score_records')
     return _scored(what.model.hf, dl.tok, [e for e, in dl.dataset])
 
 # %% ../../nbs/reference/interpretation.ipynb #bd21561a
@@ -73,7 +71,7 @@ def plot_top_losses(
     df = df[[c for c in ('text', 'text_pair', 'label', 'prediction', 'probability', 'loss') if c in df]]
     display(df.style.format(precision=3).set_properties(**{'text-align': 'left'}).hide(axis='index'))
 
-# %% ../../nbs/reference/interpretation.ipynb #f13a3e9d
+# %% ../../nbs/reference/interpretation.ipynb #b79e1865
 def _one_class(records):
     "Labels and predictions as names; rejects other problems"
     if not isinstance(records[0]['prediction'], str): raise LmftError(
@@ -89,9 +87,8 @@ def plot_confusion_matrix(
     records = scored_records(what)
     y,p = _one_class(records)
     names = [*records[0]['probabilities']]
-    return ConfusionMatrixDisplay.from_predictions(
-        y, p, labels=names, normalize=normalize, ax=ax, cmap='Blues', colorbar=False,
-        xticks_rotation=45 if len(names)>3 else 0)
+    return ConfusionMatrixDisplay.from_predictions(y, p, labels=names, normalize=normalize, ax=ax, cmap='Blues', colorbar=False,
+                                                   xticks_rotation=45 if len(names)>3 else 0)
 
 # %% ../../nbs/reference/interpretation.ipynb #6a3b28b5
 def class_report(
@@ -110,7 +107,7 @@ def class_report(
     df.attrs.update(accuracy=accuracy)
     return df
 
-# %% ../../nbs/reference/interpretation.ipynb #382c0336
+# %% ../../nbs/reference/interpretation.ipynb #def46e6e
 def plot_calibration(
     what,           # Learner, or records of `score_records`
     n_bins:int=5,   # Bins of equally many records
@@ -120,7 +117,7 @@ def plot_calibration(
     records = scored_records(what)
     if isinstance(records[0]['prediction'], list):                                  # each class is a yes or no
         p,hit = zip(*((v, k in map(str, r['label'])) for r in records for k,v in r['probabilities'].items()))
-    else: hit,p = [a==b for a,b in zip(*_one_class(records))],[r['probability'] for r in records]
+    else: hit,p = [str(r['label'])==r['prediction'] for r in records if _one_class([r])],[r['probability'] for r in records]
     right,mean = calibration_curve(np.array(hit), np.array(p), n_bins=n_bins, strategy='quantile')
     ax = ax or plt.subplots(figsize=(3.4, 3))[1]
     ax.plot(mean, right, 'o-')
