@@ -139,9 +139,9 @@ def _generate(o, path, tok, train, valid, kw):
     from lmft.data.batches import clm_dls
     from lmft.models.loading import load_model
     from lmft.models.methods import trainable
-    from lmft.models.parts import virtual_tokens
+    from lmft.models.wrapper import choose_packing
     model = trainable(load_model(path), o['method'])
-    return model, clm_dls(train, valid, tok, packed=not virtual_tokens(model), **kw), None, None
+    return model, clm_dls(train, valid, tok, packed=choose_packing(model), **kw), None, None
 
 # %% ../nbs/reference/commands.ipynb #2ffe40d6
 _tasks = dict(classify=(_classify, {'text', 'label'}), ner=(_ner, {'tokens', 'tags'}),
@@ -403,7 +403,8 @@ def _log_of_finished(out):
 # %% ../nbs/reference/commands.ipynb #ee9f468d
 def collect(**o):
     "Draw answers to prompts and have them ranked, by a person, by the gold labeller of the tiny world, or from a file"
-    from lmft.stages.preferences import by_hand, collect as draw, rank_by, rankings_to_pairs
+    from lmft.stages.rankings import by_hand, rank_by, rankings_to_pairs
+    from lmft.stages.rankings import collect as draw
     from lmft.world.facts import World
     from lmft.world.judge import Judge
     o = complete('collect', o)
@@ -428,7 +429,7 @@ def collect(**o):
 def _preferences(o, ties=False):
     "Pairs to train on and to hold out, what was skipped, and how many pairs tie"
     from lmft.core import LmftError
-    from lmft.stages.preferences import rankings_to_pairs, split_by_prompt
+    from lmft.stages.rankings import rankings_to_pairs, split_by_prompt
     *sides,bad = read_data(o, [{'prompt', 'chosen', 'rejected'}, {'prompt', 'responses', 'ranks'}], split_by_prompt)
     sides = [rankings_to_pairs(rows, ties=True) for rows in sides]
     n_ties = sum(bool(r.get('tie')) for rows in sides for r in rows)
@@ -439,7 +440,7 @@ def _preferences(o, ties=False):
 
 def _pairs_of(o, rows, tok, make, bad):
     "Examples of both sides of each pair, and how many were too long"
-    from lmft.stages.preferences import pair_examples
+    from lmft.stages.pairs import pair_examples
     return pair_examples(rows, tok, o['seq_len'], make, o['on_bad'], bad)
 
 # %% ../nbs/reference/commands.ipynb #4b03452f
@@ -449,7 +450,8 @@ def reward(**o):
     from lmft.data.batches import load_tokenizer
     from lmft.core import set_seed
     from lmft.models.loading import load_model
-    from lmft.stages.preferences import RewardDL, pair_dls, reward_learner, reward_pair
+    from lmft.stages.pairs import RewardDL, pair_dls, reward_pair
+    from lmft.stages.preferences import reward_from_dls
     o = complete('reward', o, epochs=1)
     device,precision = check_options(o)
     out,path = free_folder(o),model_dir(o['model'])
@@ -460,7 +462,7 @@ def reward(**o):
     o['seq_len'] = _room(o | dict(max_new_tokens=0), model)
     (exs,long),(held,long_held) = (_pairs_of(o, rows, tok, reward_pair, bad) for rows in (train, valid))
     dls = pair_dls(exs, held, tok, RewardDL, o['bs'], o['n_acc'], o['seed'], device)
-    learner = partial(reward_learner, dls, model, o['method'], 1. if o['ties'] else None, lr=o['lr'])
+    learner = partial(reward_from_dls, dls, model, o['method'], 1. if o['ties'] else None, lr=o['lr'])
     more = dict(pairs=len(exs), ties=n_ties, left_out_too_long=long+long_held)
     return run_training(o, out, device, precision, tok, learner, bad, more)
 
@@ -471,7 +473,8 @@ def dpo(**o):
     from lmft.data.batches import load_tokenizer
     from lmft.core import set_seed
     from lmft.models.loading import load_model
-    from lmft.stages.preferences import answer_pair, dpo_learner, pair_dls
+    from lmft.stages.pairs import answer_pair, pair_dls
+    from lmft.stages.preferences import dpo_from_dls
     o = complete('dpo', o, epochs=1)
     device,precision = check_options(o)
     out,path = free_folder(o),model_dir(o['model'])
@@ -483,7 +486,7 @@ def dpo(**o):
     dls = pair_dls(exs, held, tok, bs=o['bs'], n_acc=o['n_acc'], seed=o['seed'], device=device)
     adapter = o['method'].partition(':')[0] in ('lora', 'seq_adapter', 'par_adapter')
     reference = o['reference'] or ('adapter' if adapter else 'cached')
-    learner = partial(dpo_learner, dls, model, o['method'], o['beta'], reference, o['lr'])
+    learner = partial(dpo_from_dls, dls, model, o['method'], o['beta'], reference, o['lr'])
     more = dict(pairs=len(exs), left_out_too_long=long+long_held)
     return run_training(o, out, device, precision, tok, learner, bad, more)
 
@@ -504,7 +507,7 @@ def _that_leave_room(o, prompts, tok, model, bad):
     "The prompts after which the model has room for an answer; others are refused, or skipped"
     from lmft.core import BadRecord
     from lmft.generation import encode_prompt
-    from lmft.stages.preferences import as_asked
+    from lmft.data.batches import as_asked
     kept,room = [],getattr(model.config, 'max_position_embeddings', None)
     for i,p in enumerate(prompts):
         n = len(encode_prompt(as_asked(p, tok), tok))
@@ -522,8 +525,11 @@ def ppo(**o):
     from lmft.data.batches import load_tokenizer
     from lmft.core import set_seed
     from lmft.models.loading import load_model
-    from lmft.stages.preferences import as_asked, reward_scores
-    from lmft.stages.rlhf import ppo_learner, sample_rollouts, scaled_reward
+    from lmft.data.batches import as_asked
+    from lmft.stages.preferences import reward_scores
+    from lmft.stages.ppo import ppo_from_prompts
+    from lmft.stages.rlhf import sample_rollouts
+    from lmft.stages.ppo import scaled_reward
     o = complete('ppo', o)
     device,precision = check_options(o)
     out,path,judge,bad = free_folder(o),model_dir(o['model']),model_dir(o['reward']),[]
@@ -537,7 +543,7 @@ def ppo(**o):
         first = sample_rollouts(model.to(device), tok, [as_asked(p, tok) for p in prompts[:256]], o['max_new_tokens'])
         asked = zip(*((r['prompt'], r['answer']) for r in first))
         scores = scaled_reward(partial(reward_scores, judge, judge_tok), *asked)
-        kept.append(ppo_learner(model, tok, prompts, scores, o['method'], n=o['n'], bs=o['bs'], n_acc=o['n_acc'],
+        kept.append(ppo_from_prompts(model, tok, prompts, scores, o['method'], n=o['n'], bs=o['bs'], n_acc=o['n_acc'],
                                 lr=o['lr'], seed=o['seed'], device=device, beta=o['beta'],
                                 max_new_tokens=o['max_new_tokens'], cbs=cbs))
         return kept[0]

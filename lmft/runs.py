@@ -25,7 +25,7 @@ from .core import LmftError, _remove, atomic_write, pick_device, pick_precision
 from .data.batches import clm_dls
 from .data.records import fingerprint, read_records
 from .generation import encode_prompt
-from .models.parts import count_params, virtual_tokens
+from .models.parts import count_params, max_positions, virtual_tokens
 from .stages.builders import model_dir
 from .stages.defaults import fit_options
 from .stages.table import stages
@@ -412,13 +412,13 @@ def _watched(learn, o):
     "DataLoader of the text that is watched for forgetting, None if there is none"
     if not o['keep']: return
     if learn.stage.name!='clm': raise LmftError('keep watches bits per byte, which causal language modelling alone has')
-    loader = {k: o[k] for k in ('seq_len', 'bs', 'n_acc', 'seed', 'packed')}
+    loader = {k: o[k] for k in ('seq_len', 'bs', 'n_acc', 'seed')} | dict(packed=learn.dls.train.packed)
     return clm_dls(*[list(read_records(o['keep']))]*2, learn.tok, device=learn.dls.device, **loader).valid
 
 def _prompts(learn, n=3, answer=24):
     "The first prompts of the validation data that leave positions for an answer; what comes of them goes into the card"
     if not learn.stage.prompt or learn.held is None: return []
-    most,found = (getattr(learn.hf.config, 'max_position_embeddings', None) or 512)-virtual_tokens(learn.hf)-answer,[]
+    most,found = (max_positions(learn.hf) or 512)-virtual_tokens(learn.hf)-answer,[]
     for p in map(learn.stage.prompt, learn.held[:20]):
         try: fits = 0<len(encode_prompt(p, learn.tok))<=most
         except LmftError: continue

@@ -18,9 +18,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..core import LmftError, dtypes, pick_device, pick_precision
+from ..train.guards import fewer_rows
 from ..data.batches import check_folder, lm_dls
 from ..train.callbacks import mixed_precision
-from ..train.learner import AdamW, TermLoss, lm_learner, token_loss
+from ..train.optim import AdamW
+from ..train.learner import TermLoss, lm_learner, token_loss
 from ..models.wrapper import HFModel
 from ..models.loading import _head, adapter_config, archs, read_config, sizes
 from ..models.methods import add_adapter, trainable

@@ -26,10 +26,13 @@ from ..data.ondisk import records_on_disk
 from ..data.records import read_records, split_places
 from ..generation import encode_prompt
 from ..models.loading import adapter_config, archs, load_model, new_model, read_config, sizes
-from ..models.parts import base_of, virtual_tokens
+from ..models.parts import base_of, max_positions, virtual_tokens
+from ..models.wrapper import choose_packing
 from . import defaults as options
-from .preferences import as_asked, reward_scores
-from .rlhf import ppo_learner as ppo_from_prompts, sample_rollouts, scaled_reward
+from ..data.batches import as_asked
+from .preferences import reward_scores
+from .rlhf import sample_rollouts
+from .ppo import scaled_reward
 from .table import Report, Stage, stage_lr, stage_of, stages
 from ..train.callbacks import mixed_precision
 from ..train.guards import memory_guarded
@@ -127,7 +130,7 @@ def open_model(
 # %% ../../nbs/reference/builders.ipynb #9e268a44
 def _fits(stage, seq_len, model):
     "The context length of a stage, no more than the model has positions"
-    most = getattr(base_of(model).config, 'max_position_embeddings', None)
+    most = max_positions(model)
     return min(filter(None, [seq_len or stage.defaults.seq_len, most and most-virtual_tokens(model)]))
 
 def _device(device):
@@ -189,7 +192,7 @@ def stage_learner(
     train,held = (None, None) if isinstance(data, DataLoaders) else read_data(data, s, o['valid'], o['seed'], report)
     set_seed(o['seed'])
     tok,hf = open_model(model, s, train, tok or (data.train.tok if train is None else None), o)
-    o['seq_len'],packed = _fits(s, o['seq_len'], hf),bool(o['packed'])
+    o['seq_len'],packed = _fits(s, o['seq_len'], hf),choose_packing(hf, o['packed'], o['method'])
     dls = data if train is None else s.dls(train, held, tok, hf, report, seq_len=o['seq_len'], packed=packed, **loader, **own)
     o['lr'] = o['lr'] or stage_lr(s, hf, o['method'], model if model in ('tiny', 'small') else None)
     with memory_guarded(o['bs']*o['n_acc'], lambda: 'take a smaller bs with a larger n_acc, a shorter seq_len, or method lora'):
@@ -358,7 +361,7 @@ def _prompts(data, report):
 
 def _that_fit(prompts, tok, model, max_new_tokens, report):
     "The prompts after which the model has positions for an answer; others are rejected, or left out"
-    kept,most = [],getattr(base_of(model).config, 'max_position_embeddings', None)
+    kept,most = [],max_positions(model)
     for i,p in enumerate(prompts):
         n = len(encode_prompt(as_asked(p, tok), tok))
         if not most or n+max_new_tokens<=most: kept.append(p); continue

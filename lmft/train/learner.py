@@ -10,11 +10,12 @@ Docs: https://lmft-org.github.io/lmft/learn/learner.html.md"""
 
 # %% auto #0
 __all__ = ['TermLoss', 'token_loss', 'over_ranks', 'TokenAccumulation', 'SumMetric', 'ExactLoss', 'Perplexity', 'Accuracy',
-           'BitsPerByte', 'AdamW', 'AdamWrapper', 'adamw', 'layer_groups', 'LMLearner', 'ClipNorm', 'lm_learner',
-           'StopAt']
+           'BitsPerByte', 'LMLearner', 'ClipNorm', 'lm_learner', 'StopAt']
 
 # %% ../../nbs/learn/02_learner.ipynb #76e903ef
 import math, sys
+from functools import partial
+from pathlib import Path
 
 from ..core import LmftError
 import torch
@@ -22,17 +23,18 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelTrainException, event
 from fastai.callback.progress import ProgressCallback
-from fastai.callback.schedule import ParamScheduler, combined_cos
+from fastai.callback.schedule import ParamScheduler
 from fastai.callback.training import GradientClip
 from fastai.learner import Learner, Metric, Recorder
-from fastai.optimizer import OptimWrapper
 from fastcore.basics import IN_NOTEBOOK, noop, patch
 from fastcore.foundation import L
 from torch import nn
 
+from .. import generation
 from ..data.batches import token_bytes
-from ..models.parts import base_of, blocks_of, head_of, virtual_tokens
-from ..models.wrapper import HFModel, choose_packing
+from ..models.wrapper import HFModel, require_packing
+from ..models.loading import save_model
+from .optim import adamw, layer_groups, lr_curve
 
 # %% ../../nbs/learn/02_learner.ipynb #15e0f279
 class TermLoss:
@@ -148,52 +150,6 @@ def BitsPerByte(
         return [learn.loss_func.terms[0].double().cpu()[n>0].sum(), n.sum()]
     return SumMetric(_sums, lambda t: t[0]/math.log(2)/max(t[1], 1), 'bpb')
 
-# %% ../../nbs/learn/02_learner.ipynb #868ded7e
-class AdamW(torch.optim.AdamW):
-    "Fused AdamW that decays matrices (and tables of vectors) and leaves biases and norms alone"
-    def step(self, closure=None):
-        groups,self.param_groups = self.param_groups,self._kinds()
-        try: return super().step(closure)
-        finally: self.param_groups = groups
-
-    def _kinds(self):
-        "The matrices of all groups, then the rest; groups of equal options are one, since each group costs a call"
-        kinds = []
-        for matrix in (True, False):
-            for g in self.param_groups:
-                options = {k: v for k,v in g.items() if k!='params'} | ({} if matrix else dict(weight_decay=0.))
-                kind = next((k for k in kinds if k.items()>=options.items()), None)
-                if not kind: kinds.append(kind := dict(options, params=[]))
-                kind['params'] += [p for p in g['params'] if (p.ndim>1)==matrix]
-        return kinds
-
-# %% ../../nbs/learn/02_learner.ipynb #13df843a
-class AdamWrapper(OptimWrapper):
-    "fastai's interface to `AdamW`; its hyper-parameters are asked for three times a step, so only those in use are told"
-    @property
-    def hypers(self):
-        def told(g): return dict(lr=g['lr'], mom=g['betas'][0], sqr_mom=g['betas'][1], eps=g['eps'], wd=g['weight_decay'])
-        return [told(g) for g in self.opt.param_groups]
-
-def adamw(params, lr=1e-3, mom=.9, sqr_mom=.99, eps=1e-8, wd=.1):
-    "An `AdamWrapper` with groups of parameters, as fastai's Learner wants it"
-    return AdamWrapper(params, AdamW, lr=lr, betas=(mom, sqr_mom), eps=eps, weight_decay=wd, fused=True)
-
-# %% ../../nbs/learn/02_learner.ipynb #835d7907
-def layer_groups(
-    model,  # `HFModel`
-):
-    "Trainable parameters in three groups by depth: before the blocks, the blocks, after them; empty groups left out"
-    inner = {id(p) for p in blocks_of(model.hf).parameters()}
-    groups,where = ([], [], []),0
-    for p in model.parameters():                       # in order of depth, and a tied weight once, where it comes first
-        if id(p) in inner: where = 1
-        elif where==1: where = 2
-        if p.requires_grad: groups[where].append(p)
-    groups = [g for g in groups if g]
-    if not groups: raise LmftError('no weight is trainable; choose what to train with lmft.models.loading.trainable')
-    return groups
-
 # %% ../../nbs/learn/02_learner.ipynb #95cb5e72
 class LMLearner(Learner):
     "fastai's Learner for batches of `({inputs}, targets)`"
@@ -222,6 +178,68 @@ class LMLearner(Learner):
         b = dl.one_batch()
         dl.show_results(b, self.get_preds(dl=[b], with_decoded=True)[2], max_n=max_n, **kwargs)
 
+# %% ../../nbs/learn/02_learner.ipynb #7bd2de95
+@patch(as_prop=True)
+def hf(self:LMLearner):
+    "The 🤗 or peft model"
+    return self.model.hf
+
+@patch
+def generate(self:LMLearner,
+    prompts,   # A string to continue, or a list of strings or of conversations
+    **kwargs   # Arguments of `lmft.generation.generate`: `max_new_tokens`, `temperature`, …
+):
+    "The text that follows each prompt (one string for one prompt)"
+    if isinstance(prompts, str): return generation.generate(self.hf, self.tok, [prompts], **kwargs)[0]
+    return generation.generate(self.hf, self.tok, prompts, **kwargs)
+
+@patch
+def chat(self:LMLearner,
+    message,   # The user's message (str), or a conversation (list of messages)
+    **kwargs   # Arguments of `lmft.generation.generate`
+) -> str:
+    "The assistant's answer"
+    messages = [dict(role='user', content=message)] if isinstance(message, str) else message
+    return generation.chat(self.hf, self.tok, messages, **kwargs)
+
+
+# %% ../../nbs/learn/02_learner.ipynb #2ea55157
+@patch
+def score(self:LMLearner,
+    prompts:list,  # Strings, or lists of messages
+    answers:list,  # An answer (str) to each
+    **kwargs       # Arguments of `lmft.generation.token_logps`
+):                 # (answers,) tensor
+    "Log-probability (nats) of each answer given its prompt"
+    return generation.seq_logps(self.hf, self.tok, prompts, answers, **kwargs)
+
+@patch
+def save(self:LMLearner,
+    folder,        # Folder, replaced if it is there
+    with_opt=None, # Given: fastai's own checkpoint of weights and optimiser (a `.pth` file) instead
+    **kwargs
+):
+    "Write the model and its tokenizer as a plain `save_pretrained` or PEFT folder"
+    if with_opt is not None or hasattr(self, 'lr_finder'):
+        return Learner.save(self, folder, **({} if with_opt is None else dict(with_opt=with_opt)), **kwargs)
+    save_model(self.hf, self.tok, folder)
+    return Path(folder)
+
+@patch
+def push_to_hub(self:LMLearner,
+    repo_id:str,  # Such as 'me/my-model'
+    **kwargs      # Arguments of 🤗's `push_to_hub`, such as `private=True`
+):
+    "Upload the model and its tokenizer to the 🤗 hub"
+    for x in (self.hf, self.tok): x.push_to_hub(repo_id, **kwargs)
+
+@patch
+def export(self:LMLearner, *args, **kwargs):
+    "fastai's pickle of the whole learner; rejected"
+    raise LmftError("export would pickle the learner, which is unsafe to open; use learn.save('folder') and "
+                    "load_learner('folder')")
+
+
 # %% ../../nbs/learn/02_learner.ipynb #cb1d056f
 class ClipNorm(GradientClip):
     "Scale the gradient down to a norm of at most `max_norm`; `learn.grad_norm` is what it was before"
@@ -231,23 +249,27 @@ class ClipNorm(GradientClip):
 # %% ../../nbs/learn/02_learner.ipynb #12a6db50
 def lm_learner(
     dls,                 # DataLoaders of `({inputs}, targets)`
-    model,               # 🤗 or peft model
+    model,               # 🤗 or peft model, or an `HFModel` of it
     loss_func=token_loss,# `(pred, *targets)` -> vector(s) of losses
     metrics=(),          # Metrics (or one) for the validation set
     lr:float=1e-3,       # Default learning rate
     wd:float=.1,         # Weight decay of matrices, as a share of the rate
     clip:float=1.,       # Largest norm of the gradient
+    betas=(.9, .99),     # AdamW's averages of the gradient and of its square
+    eps:float=1e-8,      # AdamW's smallest divisor
     cbs=(),              # More callbacks
     **kwargs             # Other arguments of fastai's `Learner`
 ) -> LMLearner:
     "A Learner with exact loss, accumulation, decay and averages"
-    if any(getattr(dl, 'packed', False) for dl in dls.loaders): choose_packing(model, True)
+    if any(getattr(dl, 'packed', False) and len(dl.dataset) for dl in dls.loaders): require_packing(getattr(model, 'hf', model))
     dls.n_inp,dev = 1,getattr(dls, 'device', None)               # whatever follows the inputs is a target
-    model = HFModel(model).to(dev) if dev else HFModel(model)
-    kwargs = {'opt_func': adamw, 'splitter': layer_groups, 'moms': (.9, .9, .9), **kwargs}
+    model = model if isinstance(model, HFModel) else HFModel(model)
+    if dev: model = model.to(dev)
+    opt_func = partial(adamw, sqr_mom=betas[1], eps=eps)
+    kwargs = {'opt_func': opt_func, 'splitter': layer_groups, 'moms': (betas[0],)*3, **kwargs}
     learn = LMLearner(dls, model, loss_func=TermLoss(loss_func), metrics=[*L(metrics)], lr=lr, wd=wd, wd_bn_bias=True,
                       train_bn=False, cbs=[TokenAccumulation(), ClipNorm(clip), *L(cbs)], **kwargs)
-    learn.recorder.loss = ExactLoss()
+    learn.recorder.loss,learn.tok = ExactLoss(),getattr(dls.train, 'tok', None)
     if not (IN_NOTEBOOK or sys.stderr.isatty()):                                             # quiet in a pipe
         learn.remove_cbs(ProgressCallback)
         learn.logger = noop
@@ -269,20 +291,23 @@ class StopAt(Callback):
 # %% ../../nbs/learn/02_learner.ipynb #ed127a75
 @patch
 def fit_cos(self:LMLearner,
-    n_epoch:int=1,        # Rounds over the training set, unless `steps` is given
-    lr:float=None,        # Highest rate
-    steps:int=None,       # Optimiser steps
-    pct_start:float=.05,  # Share of the steps in which the rate rises
-    final:float=.1,       # Last rate as a share of the highest
-    cbs=(),               # Callbacks for this fit
-    start_epoch:int=0     # Epoch to begin with
+    n_epoch:int=1,           # Rounds over the training set, unless `steps` is given
+    lr:float=None,           # Highest learning rate; None: the learner's
+    steps:int=None,          # Optimiser steps
+    warmup:float=.05,        # Steps in which the learning rate rises; below 1 a share of all steps
+    schedule:str='cosine',   # How it falls: 'cosine', 'linear', 'constant' or 'wsd', as in `lr_curve`
+    final:float=.1,          # Last learning rate as a share of the highest
+    cbs=(),                  # Callbacks for this fit
+    start_epoch:int=0        # Epoch to begin with
 ):
-    "Train with a rate that rises shortly and falls along a cosine"
+    "Train with a learning rate that rises for a short time and then falls, along a cosine by default"
     lr = self.lr if lr is None else lr
     if self.opt is None: self.create_opt()
     per_epoch = len(self.dls.train)
+    total = steps or n_epoch*per_epoch
     if steps: n_epoch,cbs = -(-steps//per_epoch),[*L(cbs), StopAt(steps)]
-    scale = n_epoch*per_epoch/(steps or n_epoch*per_epoch)
-    curve = combined_cos(pct_start, lr*final, lr, lr*final)
-    schedule = ParamScheduler({'lr': lambda pos: curve(min(1, pos*scale))})
-    self.fit(n_epoch, lr=lr, cbs=[schedule, *L(cbs)], start_epoch=start_epoch)
+    scale = n_epoch*per_epoch/total
+    curve = lr_curve(schedule, lr, warmup if warmup<1 else warmup/total, final)
+    self.fit(n_epoch, lr=lr, cbs=[ParamScheduler({'lr': lambda pos: curve(min(1, pos*scale))}), *L(cbs)],
+             start_epoch=start_epoch)
+
