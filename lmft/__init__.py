@@ -20,14 +20,21 @@ Modules:
 - `lmft.models.parts`: Blocks, attention, feed-forward, head, positions: what a 🤗 model is made of, found in one place
 - `lmft.models.probe`: Attention, feed-forward, final norm, causality: found by running a small copy, not by names
 - `lmft.models.wrapper`: A 🤗 model behind one call that takes a batch and returns predictions for just the tokens in the loss
-- `lmft.runs`: What every command does around its own work: options are checked, a folder is claimed, figures are left in it
+- `lmft.options`: What commands share: options written once, and a check that they are what the signature says
+- `lmft.progress`: How far long work is and how long it will take, in a terminal, in a notebook and in a log file
+- `lmft.runs`: What every command does around its own work: numbers are checked, a folder is claimed, results are left in it
 - `lmft.stages.builders`: From a file and a model to a learner in one call: `sft_learner`, `classify_learner` and seven more
+- `lmft.stages.classification`: A name, several names or a number for each text: how labels are read, what is learned from them, and how it is scored
 - `lmft.stages.defaults`: Every option of every stage, written once: builders and commands take their signatures from here
 - `lmft.stages.extraction`: Labels on words and on spans: named entities, and answers that stand in a text or are written
-- `lmft.stages.finetuning`: Classes for texts, a style for a model: what a head, a few blocks or all weights learn, and what they forget
+- `lmft.stages.finetuning`: A class, several classes or a number for each text: which token is read, what the loss is, how it is read back
 - `lmft.stages.instructions`: From a model that goes on to one that answers: chat templates, four ways to make a set, and tuning on it
+- `lmft.stages.interpretation`: The texts that it gets most wrong, which class it takes for which, and whether its probabilities can be believed
 - `lmft.stages.pairs`: A chosen and a rejected answer as two rows of one batch, beside what a reference says of both
+- `lmft.stages.people`: A person ranks answers one after the other; each ranking is on disk before the next question
 - `lmft.stages.ppo`: The machinery of reinforcement learning in the one loop: a value head, rollouts that fill the loader, a learner
+- `lmft.stages.predicting`: Records in, the same records with classes, entities, answers or texts out, and nothing done twice after a kill
+- `lmft.stages.prediction`: Texts in, the same records with what the model says out: classes, numbers, entities, answers, completions
 - `lmft.stages.preferences`: Rankings with ties become pairs; pairs teach a reward model to judge, or a policy to answer better
 - `lmft.stages.pretraining`: From text alone: next words, masked words, neighbouring sentences, and the base models of all later lessons
 - `lmft.stages.rankings`: What people say of answers: rankings with ties, collected, split without leaks, and turned into pairs
@@ -36,6 +43,7 @@ Modules:
 - `lmft.tour`: From random weights to a model that answers: the whole way in one call, and one page that shows it
 - `lmft.train.callbacks`: Precision that is what it says, a log of every step, a run that others can follow, samples of what the model writes
 - `lmft.train.checkpoints`: A run that is cut off goes on as if nothing had happened, to the same weights bit for bit
+- `lmft.train.forecast`: Minutes to go for the whole run, all epochs and validations, seconds after it has begun
 - `lmft.train.guards`: A loss that is not finite, a full memory, a full disk, a signal to stop: one clear line, and no checkpoint is lost
 - `lmft.train.learner`: One loop for everything: fastai's, made exact for tokens
 - `lmft.train.optim`: AdamW that decays matrices alone, groups of parameters by depth, and learning-rate schedules

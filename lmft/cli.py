@@ -1,7 +1,8 @@
 """`lmft pretrain`, `finetune`, `sft`, `chat`, …: thin doors to the library
 
-The program `lmft`: a parser made of the table of options, and one door through which every error leaves. On bad input it
-stops before it writes anything, with exit code 2 and one line that says what would be right.
+The program `lmft`. Each command is a function; its types, defaults and comments become options, checks, help and shell
+completion (cyclopts does that). Every error leaves by one door: one line that says what would be right, exit code 2, and
+nothing is left behind. torch is loaded when a command begins, so help and mistakes are answered at once.
 
 Docs: https://lmft-org.github.io/lmft/reference/cli.html.md"""
 
@@ -11,53 +12,171 @@ Docs: https://lmft-org.github.io/lmft/reference/cli.html.md"""
 __all__ = ['main']
 
 # %% ../nbs/reference/cli.ipynb #04fc7997
-import argparse, os, sys, time
+import os, sys, time
 from importlib.metadata import version
+from inspect import Parameter as P, Signature, signature
+from typing import Annotated
 
-from . import commands
-from .runs import options, required
+import yaml
+from cyclopts import (App, CycloptsError, Group, MissingArgumentError, Parameter,
+                      UnknownCommandError, UnknownOptionError, UnusedCliTokensError)
+from cyclopts.config import Dict
+from fastcore.docments import docments
+from rich.console import Console
+
+from . import all as lm
+from .commands import commands
+from .options import near
+
 
 # %% ../nbs/reference/cli.ipynb #ea64d9ce
-class _Usage(Exception): "Options that the parser refuses"
+def _whole(kind, tokens):
+    "A whole number"
+    try: return int(tokens[0].value)
+    except ValueError: raise ValueError(f"'{tokens[0].value}' is no whole number") from None
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message): raise _Usage(f'{message}; see {self.prog} --help')
+def _option(p, text, optional):
+    "The parameter `p` as an option with help"
+    kind = str if p.annotation is P.empty else p.annotation
+    says = p.default is not False and (p.default==0 or bool(p.default)) and p.default is not P.empty
+    how = dict(help=text, show_default=says, allow_leading_hyphen=p.name=='prompt')
+    if kind is int: how['converter'] = _whole
+    default = None if optional and p.default is P.empty else p.default
+    return P(p.name, P.KEYWORD_ONLY, default=default, annotation=Annotated[kind, Parameter(**how)])
 
-def _parser():
-    main = _Parser(prog='lmft', description='Pretrain and fine-tune language models', allow_abbrev=False)
-    main.add_argument('--version', action='version', version=f"lmft {version('lmft')}")
-    subs = main.add_subparsers(dest='command', required=True, metavar='|'.join(options))
-    for name,opts in options.items():
-        does = getattr(commands, name).__doc__
-        p = subs.add_parser(name, allow_abbrev=False, help=does, description=does)
-        for o,(kind,default,text) in opts.items():
-            text = text if default in (None, False, []) else f'{text} (default: {default})'
-            how = {bool: dict(action='store_true'), list: dict(nargs='+', metavar=o.upper())}
-            how = how.get(kind, dict(type=kind, metavar=o.upper()))
-            p.add_argument(f'--{o}', default=default, required=o in required[name], help=text, **how)
-    return main
+# %% ../nbs/reference/cli.ipynb #3e797ad6
+_files = Group('Options in a file', sort_key=1)
+_of_all = dict(
+    config=Annotated[str, Parameter(group=_files, help='YAML file of options, or the config.json of a run; those given here win')],
+    print_config=Annotated[bool, Parameter(group=_files, help='print all options as YAML for --config, and stop')])
+
+def _typed(name, f, optional=False):
+    "The command as cyclopts reads it; with `optional`, nothing is required"
+    sig,doc = signature(f),docments(f)
+    params = [_option(p, doc.get(k), optional) for k,p in sig.parameters.items()]
+    params += [P(k, P.KEYWORD_ONLY, default=False if k=='print_config' else None, annotation=a) for k,a in _of_all.items()]
+    def run(**kwargs): pass
+    run.__signature__,run.__doc__,run.__name__ = Signature(params),f.__doc__,name
+    return run
+
+# %% ../nbs/reference/cli.ipynb #38cacd26
+def _program(argv):
+    "The program for a command line"
+    seen = sys.stdout.isatty()
+    app = App('lmft', help='Pretrain and fine-tune language models', version=lambda: f"lmft {version('lmft')}",
+              default_parameter=Parameter(negative=(), consume_multiple=(1, None), name_transform=lambda name: name),
+              help_format='plaintext', help_formatter='default' if seen else 'plain', config=_from_file,
+              console=Console(width=None if seen else 200))
+    app.register_install_completion_command('--install-completion', help='Teach your shell to complete lmft, its commands and options')
+    for name,f in commands.items():
+        if name in argv[:1] or '--install-completion' in argv: app.command(_typed(name, f, '--print_config' in argv), name=name)
+        else: app.command(App(name=name, help=f.__doc__))
+    return app
+
+# %% ../nbs/reference/cli.ipynb #19dc38d3
+_no_options = 'command', 'stage', 'versions', 'fingerprint'
+
+def _from_file(app, called, arguments):
+    "Options of the file that `--config` names"
+    given = arguments.match('--config')[0].tokens
+    if not given: return
+    path = given[-1].value
+    try:
+        with open(path, encoding='utf-8') as f: o = yaml.safe_load(f)
+    except (OSError, UnicodeDecodeError) as e: raise CycloptsError(f'{path}: cannot be read ({getattr(e, "strerror", None) or e})') from e
+    except yaml.YAMLError as e: raise CycloptsError(f'{path}: is no YAML: {e}') from e
+    if not isinstance(o, dict): raise CycloptsError(f'{path}: holds no options; write one a line, such as bs: 8')
+    if o.get('command', called[0])!=called[0]:
+        raise CycloptsError(f"{path}: is for lmft {o['command']}, not for lmft {called[0]}")
+    _known(path, o, arguments)
+    o = {k: v for k,v in o.items() if k not in _no_options and v is not None}
+    Dict(o, source=path, use_commands_as_keys=False)(app, called, arguments)
+
+# %% ../nbs/reference/cli.ipynb #38c3be40
+def _known(path, o, arguments):
+    "Refuse a file with something that is no option of the command"
+    names = {n.removeprefix('--') for a in arguments for n in a.names}
+    for k in o:
+        if k not in names and k not in _no_options: raise CycloptsError(f"{path}: '{k}' is no option of this command{near(k, names)}")
+
+# %% ../nbs/reference/cli.ipynb #6fd180e5
+def _says(e, argv):
+    "What is wrong with a command line, in one line"
+    e.verbose,name = False,argv[0] if argv and argv[0] in commands else ''
+    text,see = str(e).rstrip('.'),f"see lmft {name+' ' if name else ''}--help"
+    match e:
+        case UnknownCommandError(): text = f"'{argv[0]}' is no command{near(argv[0], commands) or '; there are '+', '.join(commands)}"
+        case UnusedCliTokensError(): text = f"{' '.join(e.unused_tokens)}: what is it? Options begin with --, a switch takes no value"
+        case MissingArgumentError():
+            option,known = e.keyword or e.argument.name,_names(name)
+            odd = [t for t in e.unused_tokens or () if t.startswith('--') and t.partition('=')[0] not in known]
+            needs = f'{option} needs a value' if option in argv else f'{name} needs {option}'
+            text = f'{odd[0]} is no option of lmft {name}{near(odd[0], known)}' if odd else needs
+        case UnknownOptionError(): text = f'{e.token.keyword or e.token.value} is no option of lmft {name}' + near(
+            e.token.keyword or e.token.value, _names(name))
+    return f"{text} See{see[3:]}" if text.endswith('?') else f'{text}; {see}'
+
+def _names(name):
+    "The options of a command as they are written"
+    return [f'--{k}' for k in signature(_typed(name, commands[name])).parameters]
 
 # %% ../nbs/reference/cli.ipynb #cdeca051
 def main(
     argv:list=None,  # Arguments; None: those of the process
 ) -> int:
     "Run a command; exit code 0, 1 if the doctor found something, or 2 with one line on stderr"
-    try: o = vars(_parser().parse_args(argv))
-    except _Usage as e: return _refuse(e)
-    from lmft.core import LmftError
-    command = o.pop('command')
-    try: found = getattr(commands, command)(**o)
-    except LmftError as e: return _refuse(e)
+    argv = [str(a) for a in (sys.argv[1:] if argv is None else argv)]
+    try: return _run(argv)
+    except CycloptsError as e: return _refuse(_says(e, argv))
     except BrokenPipeError: return 0
-    except KeyboardInterrupt as e:
-        if str(e): print('lmft:', e, file=sys.stderr)
-        return 128+getattr(e, 'signum', 2)
-    return int(command=='doctor' and bool(found))
+    except KeyboardInterrupt as e: return _stopped(e, argv)
+    except lm.LmftError as e: return _refuse(e)
+    except OSError as e: return _refuse(f'{e.filename}: {e.strerror}' if e.filename else e)
+    except Exception as e:
+        if os.environ.get('LMFT_TRACEBACK'): raise
+        return _refuse(f'a fault of lmft, {type(e).__name__}: {e}; LMFT_TRACEBACK=1 shows where, please report it')
 
 def _refuse(e):
     if int(os.environ.get('RANK', 0)): time.sleep(30)
     print('lmft:', ' '.join(str(e).split()), file=sys.stderr)
     return 2
+
+# %% ../nbs/reference/cli.ipynb #0be818d7
+def _stopped(e, argv):
+    "Say how it goes on after Ctrl-C"
+    can = argv[0] in commands and any(k in ('resume', 'kwargs', 'o') for k in signature(commands[argv[0]]).parameters)
+    on = 'the same command with --resume goes on' if can else 'nothing is half-written; give the command again'
+    print('lmft:', str(e) or f'stopped; {on}', file=sys.stderr)
+    return 128+getattr(e, 'signum', 2)
+
+# %% ../nbs/reference/cli.ipynb #bf7747d6
+def _run(argv):
+    "Parse and call"
+    run,bound,_ = _program(argv).parse_args(argv, exit_on_error=False, print_error=False)
+    name,o = run.__name__,bound.kwargs
+    if name not in commands:                                                              # help, version, completion
+        run(*bound.args, **o)
+        return 0
+    o.pop('config', None)
+    if o.pop('print_config', False): return _print_config(name, run, o)
+    found = commands[name](**o)
+    if isinstance(found, dict) and 'out' in o: print(_figures(name, found, o['out']))
+    return int(name=='doctor' and bool(found))
+
+def _print_config(name, run, o):
+    "All options as YAML, those given and the defaults"
+    every = {k: o.get(k, p.default) for k,p in signature(run).parameters.items() if k not in _of_all}
+    every = {k: list(v) if isinstance(v, tuple) else v for k,v in every.items()}
+    print(yaml.safe_dump(dict(command=name, **every), sort_keys=False, allow_unicode=True), end='')
+    return 0
+
+# %% ../nbs/reference/cli.ipynb #a068c7a9
+def _figures(name, metrics, out):
+    "The last line of a command"
+    shown = {k: v for k,v in metrics.items() if type(v) in (int, float) and not k.endswith(('_before', '_seconds', '_params', '_se'))}
+    figures = [f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v:,}' for k,v in [*shown.items()][:5]]
+    inside = os.path.join(out, 'metrics.json')
+    return f"lmft {name}: {' · '.join(figures)} · {inside if os.path.exists(inside) else out}"
 
 # %% ../nbs/reference/cli.ipynb #c38284d4
 if __name__=='__main__' and sys.argv[0].endswith('cli.py'): sys.exit(main())

@@ -29,7 +29,8 @@ from .train.callbacks import StepLog
 import lmft.models.adapters                                                 # more methods for `trainable`
 from .stages.extraction import (answer_questions, entity_f1, gazetteer, ner_dls, predict_tags, qa_dls, qa_prompt,
                              rename_entities, squad_scores, tags_of, write_answers)
-from .stages.finetuning import classify_dls, label_config, labels_of, predict_labels, tune_learner
+from .stages.finetuning import classify_dls, predict_labels, tune_learner
+from .stages.classification import label_config, labels_of
 from .generation import generate
 from .evals.evaluation import column_means, columns, loco, split_tasks
 from .stages.instructions import (answers, from_guidelines, from_model, from_templates, question_rows, tune_chat, tune_on,

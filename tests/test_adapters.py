@@ -6,7 +6,8 @@ from lmft.models.adapters import blend, disabled, load_beside, switch
 from lmft.data.batches import lm_dls, make_batch, text_example, train_tokenizer
 from lmft.core import LmftError, set_seed
 from lmft.check.doctor import examine
-from lmft.generation import encode_prompt, generate, seq_logps, stop_ids
+from lmft.generation import encode_prompt, generate, seq_logps
+from lmft.models.loading import stop_ids
 from lmft.models.wrapper import HFModel
 from lmft.train.learner import lm_learner, token_loss
 from lmft.models.parts import base_of, count_params

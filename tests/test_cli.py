@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from lmft.cli import main
-from lmft.runs import options
+import yaml
+from fastcore.docments import docments
+from lmft.cli import main, parse
+from lmft.commands import commands
 from running import lines, metrics, run
 
 def log(out): return lines(out/'log.jsonl')
@@ -178,9 +180,65 @@ def test_the_process(tmp_path):
     assert p.returncode==2 and p.stderr.startswith('lmft: ') and 'none.txt' in p.stderr and p.stderr.count('\n')==1 and not p.stdout
     (tmp_path/'text.txt').write_text('\n\n'.join(f'Line {i} says {i*i}.' for i in range(4000)))
     p = lmft('pretrain', '--data', tmp_path/'text.txt', '--out', tmp_path/'new', '--max_steps', 2, '--vocab_size', 300, '--seq_len', 32)
-    assert (p.returncode, p.stdout, p.stderr)==(0, '', '')
+    assert (p.returncode, p.stderr)==(0, '') and p.stdout.startswith('lmft pretrain: ') and p.stdout.count('\n')==1
+    assert 'valid_bpb' in p.stdout and str(tmp_path/'new/metrics.json') in p.stdout
     p = lmft('generate', '--model', tmp_path/'new', '--max_new_tokens', 3, input='Line 7')
     assert p.returncode==0 and p.stdout.startswith('Line 7') and not p.stderr
-    p = lmft('sft', '--help')
-    assert p.returncode==0 and all(f'--{o}' in p.stdout for o in options['sft'])
+    p = lmft('loco', '--help')
+    assert p.returncode==0 and all(f'--{o}' in p.stdout for o in docments(commands['loco']) if o!='return')
     assert lmft('--version').stdout.startswith('lmft ')
+
+def test_help_and_mistakes_load_no_torch(tmp_path):
+    "What is known from the command line alone is said before anything heavy is imported"
+    code = "import sys; from lmft.cli import main; main(sys.argv[1:]); print([m for m in ('torch', 'transformers', 'fastai', 'pandas', 'datasets') if m in sys.modules])"
+    for argv in (['--help'], *([c, '--help'] for c in commands), ['sft', '--data'], ['stf'], ['merge', '--print_config'], ['--version']):
+        p = subprocess.run([sys.executable, '-c', code, *argv], capture_output=True, text=True)
+        assert p.stdout.splitlines()[-1]=='[]', (argv, p.stdout, p.stderr)
+
+@pytest.mark.parametrize('name', commands)
+def test_every_command(name):
+    "Help lists each option, a plan of all defaults can be printed and read again, and each option has its line of help"
+    f = commands[name]
+    assert f.__doc__ and '\n' not in f.__doc__
+    out = run(name, '--print_config')
+    plan = yaml.safe_load(out)
+    assert plan.pop('command')==name and plan
+    if 'o' not in docments(f): assert set(plan)==set(docments(f))-{'return'} and all(docments(f)[k] for k in plan)
+    text = run(name, '--help')
+    assert all(f'--{k}' in text for k in plan)
+
+def test_options_in_a_file(tmp_path):
+    "Any option in YAML; the command line wins; what is no option, another command, or no YAML is refused"
+    plan = tmp_path/'plan.yaml'
+    plan.write_text('tasks: [a.json, b.json]\nmodel: m\nshots: 3\nlr: 1e-4\nchat: true\noverwrite: false\nseq_len: null\n')
+    name,o = parse(['loco', '--config', str(plan), '--out', 'o', '--shots', '5'])
+    assert (name, o)==('loco', dict(tasks=['a.json', 'b.json'], model='m', shots=5, lr=1e-4, chat=True, overwrite=False, out='o'))
+    for text,says in [('shot: 3', "'shot' is no option of this command; did you mean shots?"), ('command: merge', 'is for lmft merge'), ('- a\n- b', 'no options'),
+                      ('a: [', 'no YAML'), ('bs: many', 'bs'), ('device: tpu', 'tpu'), ('shots: 1.5', 'no whole number'), ('\x00', 'YAML')]:
+        plan.write_text(text)
+        assert says in (err := run('loco', '--tasks', 'a', '--model', 'm', '--out', 'o', '--config', plan, code=2)) and plan.name in err, err
+    assert 'none.yaml' in run('merge', '--config', tmp_path/'none.yaml', code=2)
+
+def test_a_run_again_from_its_folder(tmp_path):
+    "The config.json that a run leaves gives the same run, but for what the command line says"
+    (tmp_path/'text.txt').write_text('\n\n'.join(f'Line {i} says {i*i}.' for i in range(4000)))
+    run('pretrain', '--data', tmp_path/'text.txt', '--out', tmp_path/'a', '--max_steps', 2, '--vocab_size', 300, '--seq_len', 32)
+    run('pretrain', '--config', tmp_path/'a/config.json', '--out', tmp_path/'b')
+    assert (tmp_path/'a/model/model.safetensors').read_bytes()==(tmp_path/'b/model/model.safetensors').read_bytes()
+    assert 'pretrain' in run('sft', '--config', tmp_path/'a/config.json', '--out', tmp_path/'c', code=2)
+
+def test_completion(tmp_path):
+    "A script for the shell knows the commands and their options"
+    env = dict(os.environ, HOME=str(tmp_path), SHELL='/bin/bash')
+    p = subprocess.run([sys.executable, '-m', 'lmft.cli', '--install-completion', '--shell', 'bash'], capture_output=True, text=True, env=env)
+    scripts = [f.read_text() for f in tmp_path.rglob('*') if f.is_file()]
+    assert p.returncode==0 and any('leave' not in s and '--max_new_tokens' in s and 'collect' in s for s in scripts), p.stderr
+
+def test_ctrl_c_says_how_it_goes_on(monkeypatch, capsys):
+    "Also where nothing was said on purpose"
+    def stop(*args, **kwargs): raise KeyboardInterrupt
+    for name,says in (('collect', '--resume goes on'), ('merge', 'give the command again')):
+        monkeypatch.setattr('lmft.commands.checked', stop)
+        argv = dict(collect=['--prompts', 'p'], merge=[])[name]
+        assert main([name, *argv, '--model', 'm', '--out', 'o'])==130
+        assert says in capsys.readouterr().err

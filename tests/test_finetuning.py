@@ -12,8 +12,9 @@ from lmft.data.batches import train_tokenizer
 from lmft.core import BadRecord, LmftError, set_seed
 from lmft.stages.extraction import (EntityF1, answer_questions, entity_f1, ner_dls, ner_examples, predict_tags, qa_dls,
                              qa_examples, squad_scores, tags_of)
-from lmft.stages.finetuning import (MacroF1, classify_dls, classify_examples, encode_windows, label_config, labels_of, predict,
-                             predict_labels, row_dls, tune_learner)
+from lmft.stages.classification import MacroF1, label_config, labels_of
+from lmft.stages.finetuning import (classify_dls, classify_examples, encode_windows, predict, predict_labels, row_dls,
+                                    tune_learner)
 from lmft.train.learner import Accuracy
 from lmft.models.loading import heads, load_model, new_model, save_model
 from lmft.data.records import read_records
@@ -256,14 +257,14 @@ def test_masked_models_learn_by_every_method(method):
 def test_refusals():
     m = model_of('llama', 'rows', **label_config([*'abc']))
     with pytest.raises(BadRecord, match="record 2: field 'label': is 'd'"): classify_dls(rows, [rows[0], dict(text='x', label='d')], tok, m)
-    with pytest.raises(BadRecord, match="record 3: field 'label': is 7"): labels_of([dict(label=y) for y in (0, 1, 7)])
+    with pytest.raises(BadRecord, match="record 3: field 'label': is 'x'"): labels_of([dict(label=y) for y in (0, 1, 'x')])
     bad = dict(asked[0], answers=dict(text=['zebra'], answer_start=[0]))
     with pytest.raises(BadRecord, match='does not stand at 0'): qa_examples([bad], tok, model_of('llama', 'spans'), 64, 24)
 
 def test_broken_files(data):
     with pytest.raises(LmftError, match='answer'): list(read_records([data/'broken/squad_bad_offsets.json']))
     skipped = list(read_records([data/'broken/label_out_of_range.jsonl'], on_bad='skip', bad=[]))
-    with pytest.raises(BadRecord, match='label'): labels_of(skipped)
+    assert labels_of(skipped)==['0', '1', '7']                # stars and years have gaps as well; the doctor counts classes
 
 def real(data, *names): return [r for n in names for r in read_records([data/n])]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..core import LmftError, pick_device, pick_precision
 from ..models.methods import usual_lr
-from ..data.batches import chat_example, clm_examples, load_tokenizer, make_batch, render, sft_examples, to_messages
+from ..data.batches import chat_example, clm_examples, load_tokenizer, render, sft_examples, to_messages
 from ..models.wrapper import can_pack, packing_error
 from ..models.parts import base_of, count_params, head_kind, max_positions
 from ..models.loading import load_model

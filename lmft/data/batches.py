@@ -15,7 +15,7 @@ __all__ = ['pad_token', 'end_token', 'roles', 'special_tokens', 'chat_template',
            'clm_examples', 'clm_dls', 'sft_examples', 'sft_dls', 'token_bytes']
 
 # %% ../../nbs/learn/01_batches.ipynb #ae34ab88
-import html, random, re
+import html, json, random, re
 from array import array
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastcore.basics import patch, store_attr
+from huggingface_hub import get_session, hf_hub_url, is_offline_mode, try_to_load_from_cache
 from IPython.display import HTML, display
 from torch.nn.utils.rnn import pad_sequence
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -67,23 +68,56 @@ def train_tokenizer(
         sep_token='<|sep|>', extra_special_tokens=roles, chat_template=chat_template)
 
 # %% ../../nbs/learn/01_batches.ipynb #3dcffc28
+@lru_cache
+def _hub_answers(name):
+    "Whether the hub answers at all, within seconds; 🤗 alone would try for a minute"
+    try: get_session().head(hf_hub_url(name, 'config.json'), timeout=5)
+    except Exception: return False                        # a name that cannot be one, no network, an answer too late
+    return True
+
 def check_folder(path):
-    "Refuse a path that looks like a folder and is none; all else may be a hub name"
-    looks_local = str(path).count('/')>1 or str(path)[:1] in './~'
-    if looks_local and not Path(path).exists(): raise LmftError(f'{path}: there is no such folder')
+    "Settings to load from a path or a hub name; rejects a folder that is none, and a name that cannot be had"
+    if Path(path).is_dir(): return {}
+    looks_local = str(path).count('/')>1 or str(path)[:1] in './~' or Path(path).exists()
+    if looks_local: raise LmftError(f'{path}: there is no such folder')
+    if not is_offline_mode() and _hub_answers(str(path)): return {}
+    files = 'config.json', 'adapter_config.json', 'tokenizer_config.json'
+    try: kept = any(isinstance(try_to_load_from_cache(str(path), f), str) for f in files)
+    except ValueError: kept = False
+    if kept: return dict(local_files_only=True)
+    hub = 'HF_HUB_OFFLINE forbids to ask the hub' if is_offline_mode() else 'the hub cannot be reached'
+    raise LmftError(f'{path}: there is no such folder, {hub}, and its cache holds no such model; give a local folder, or '
+                    'the name of a model in the cache (HF_HUB_OFFLINE=1 asks the cache alone)')
 
 # %% ../../nbs/learn/01_batches.ipynb #a1507b06
+def _n_vectors(path):
+    "Vectors of the embedding that a tokenizer's folder, or the base of its adapter, says; None if it does not"
+    def read(f): return json.loads(f.read_text(encoding='utf-8')) if f.is_file() else {}
+    try: config = read(Path(read(Path(path)/'adapter_config.json').get('base_model_name_or_path') or path)/'config.json')
+    except (OSError, ValueError): return None                                       # loading the model says what is wrong
+    return (config.get('text_config') or config).get('vocab_size')
+
+def _pad_for(tok, n):
+    "A token to fill with: one that is called so, the unknown token, or the end token"
+    named = sorted((t for t in tok.get_added_vocab() if 'pad' in t.lower()), key=tok.convert_tokens_to_ids)
+    return next(t for t in (*named, tok.unk_token, tok.eos_token) if t and (not n or tok.convert_tokens_to_ids(t)<n))
+
 def load_tokenizer(
     path,  # Folder written by `save_pretrained`, or hub name
 ):
     "The tokenizer of a checkpoint; it must be a fast one, since offsets decide what is trained"
-    check_folder(path)
-    try: tok = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    settings = check_folder(path)
+    try: tok = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **settings)
     except (OSError, ValueError, KeyError) as e:
         raise LmftError(f'{path}: no tokenizer can be loaded: {str(e).splitlines()[0]}') from e
     if not tok.is_fast: raise LmftError(f'{path}: {type(tok).__name__} gives no offsets; convert it to a fast tokenizer')
-    if tok.eos_token is None and tok.sep_token is None: raise LmftError(f'{path}: has no end token; set tok.eos_token')
-    if tok.pad_token is None: tok.pad_token = tok.eos_token
+    if tok.eos_token is None: tok.eos_token = tok.sep_token                     # WordPiece ends a text with it
+    if tok.eos_token is None: raise LmftError(f'{path}: has no end token; set tok.eos_token')
+    n = _n_vectors(path)
+    if n and max(tok.vocab_size-1, tok.eos_token_id)>=n: raise LmftError(
+        f'{path}: the tokenizer has {len(tok)} tokens, but the model has vectors for {n}; take the tokenizer of this '
+        'model, or call model.resize_token_embeddings(len(tok)) and save it')
+    if tok.pad_token is None or n and tok.pad_token_id>=n: tok.pad_token = _pad_for(tok, n)
     return tok
 
 # %% ../../nbs/learn/01_batches.ipynb #505e25cd

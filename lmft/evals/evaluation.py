@@ -32,7 +32,7 @@ from ..data.batches import lm_dls, sft_examples
 from ..stages.finetuning import tune_learner
 from ..generation import encode_prompt
 from ..train.guards import guarded
-from ..models.parts import base_of, max_positions, virtual_tokens
+from ..models.parts import max_positions, virtual_tokens
 from .prompting import draw_examples, few_shot, respond
 from ..data.records import _open, read_records
 

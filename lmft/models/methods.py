@@ -19,6 +19,7 @@ from ..core import LmftError
 from .parts import (after_blocks, attention_matrices, base_of, blocks_of, count_params, feed_forward_ends, head_kind,
                                head_of, mixer_inputs, new_modules, say_once)
 import torch
+import torch.nn.functional as F
 from fastai.callback.core import Callback
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
@@ -51,6 +52,9 @@ def trainable(
     name,_,arg = method.partition(':')
     if name not in methods:
         raise LmftError(f"method '{method}' is unknown; use one of {', '.join(methods)} (import lmft.models.adapters for all)")
+    if isinstance(model, PeftModel): raise LmftError(
+        f"method '{method}': the model has an adapter already, and nothing else would be saved; add the adapter into its "
+        'base first (lmft merge), or load the base')
     options,known = {k: v for k,v in options.items() if v is not None},method_options(name)
     if strange := [k for k in options if k not in known]:
         raise LmftError(f"method '{name}' takes no option {strange[0]}; it takes {', '.join(known) or 'none'}")
@@ -203,21 +207,27 @@ def _lora(model, arg, *,
     return wrapped
 
 # %% ../../nbs/reference/methods.ipynb #fcc5f748
+def _all_logits(model, input_ids):
+    "Logits of every row by itself, classes last: of tokens, of rows, of the ends of spans, or of masked tokens"
+    def of(out):
+        if 'start_logits' in out: return torch.stack([out.start_logits, out.end_logits], 1)
+        return out.logits if 'logits' in out else out.prediction_logits
+    return torch.cat([of(model.eval()(input_ids=ids[None])).float() for ids in input_ids])
+
 @torch.no_grad()
 def merge_adapter(
     model,      # peft model
     input_ids,  # Tokens to compare on, (rows, tokens)
 ):
-    "The plain model with the adapter added in, and `{max_logit_diff, kl}` between the two on `input_ids`"
-    def logps(m): return m.eval()(input_ids).logits.float().log_softmax(-1)
-    before = logps(model)
+    "The plain model, head included, with the adapter added in, and `{max_logit_diff, kl}` between the two on `input_ids`"
+    before = _all_logits(model, input_ids)
     try: merged = model.merge_and_unload()
     except (AttributeError, NotImplementedError, ValueError) as e:
         kind = model.active_peft_config.peft_type.value
         raise LmftError(f'an adapter of kind {kind} cannot be merged into the weights') from e
-    after = logps(merged)
-    kl = (before.exp()*(before-after)).sum(-1).mean()
-    return merged, dict(max_logit_diff=(before-after).abs().max().item(), kl=kl.item())
+    after = _all_logits(merged, input_ids)
+    p,q = (F.pad(z, (0, int(z.shape[-1]==1))).log_softmax(-1) for z in (before, after))
+    return merged, dict(max_logit_diff=(before-after).abs().max().item(), kl=(p.exp()*(p-q)).sum(-1).mean().item())
 
 # %% ../../nbs/reference/methods.ipynb #33c6cd6b
 _rates = {**dict.fromkeys(('full', 'last', 'gradual'), (5e-4, 2e-5)), 'head': (1e-2, 1e-3), 'lora': (3e-3, 2e-4),

@@ -45,7 +45,7 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from transformers import PreTrainedModel
 from peft import PeftModel
-
+from .ppo import ppo_from_prompts
 
 # %% ../../nbs/reference/builders.ipynb #198a9b1e
 def _is_paths(data): return isinstance(data, (str, Path)) or data and isinstance(data, list) and isinstance(data[0], (str, Path))

@@ -22,7 +22,7 @@ from ..core import BadRecord
 import torch
 from seqeval.metrics.sequence_labeling import get_entities
 
-from .finetuning import _example, _label_ids, _room, encode_windows, predict, row_dls
+from .finetuning import context_length, encode_windows, label_ids, labelled_example, predict, row_dls
 from ..generation import generate
 from ..train.learner import SumMetric
 from ..models.parts import base_of
@@ -63,8 +63,8 @@ def ner_examples(
     seq_len:int=256, # Most tokens of a window
 ) -> list:
     "The tag of each word at its last token"
-    ids = [_label_ids(model, r['tags'], i, 'tags') for i,r in enumerate(records)]
-    return [_example(t, {j: ids[i][word] for j,word in places.items()})
+    ids = [label_ids(model, r['tags'], i, 'tags') for i,r in enumerate(records)]
+    return [labelled_example(t, {j: ids[i][word] for j,word in places.items()})
             for i,t,places in _tagged_windows(records, tok, model, seq_len)]
 
 # %% ../../nbs/learn/06_extraction.ipynb #ca77c972
@@ -117,7 +117,7 @@ def predict_tags(
     "A tag for each word; O for a word that the tokenizer drops"
     names,tags = base_of(model).config.id2label,[['O']*len(s) for s in sentences]
     windows = _tagged_windows([dict(tokens=s) for s in sentences], tok, model, seq_len)
-    logits = predict(model, tok, [_example(ids, dict.fromkeys(places, 0)) for _,ids,places in windows], **kwargs)
+    logits = predict(model, tok, [labelled_example(ids, dict.fromkeys(places, 0)) for _,ids,places in windows], **kwargs)
     for (i,_,places),v in zip(windows, logits):
         for word,k in zip(places.values(), v.argmax(-1).tolist()): tags[i][word] = names[k]
     return tags
@@ -164,7 +164,7 @@ def gazetteer(
 # %% ../../nbs/learn/06_extraction.ipynb #6b34faea
 def _qa_windows(records, tok, model, seq_len, stride):
     "Windows as (record, tokens, types, place of 'not here', `{token: offsets}` of the context)"
-    room,causal = _room(tok, model, seq_len)
+    room,causal = context_length(tok, model, seq_len)
     stride = room//3 if stride is None else stride
     most = room-stride-8                                            # special tokens, and some of the context
     asked = [r['question'].strip()+('\n' if causal else '') for r in records]
@@ -204,7 +204,7 @@ def qa_examples(
         on = [j for j,(a,b) in inside.items() if b>start and a<end]
         whole = on and inside[on[0]][0]<=start and inside[on[-1]][1]>=end
         if whole: found.add(i)
-        exs.append(_example(ids, {0: on[0], 1: on[-1]} if whole else {0: null, 1: null}, types))
+        exs.append(labelled_example(ids, {0: on[0], 1: on[-1]} if whole else {0: null, 1: null}, types))
     for i,s in enumerate(spans):
         if s and i not in found: raise BadRecord('no window holds the whole answer', record=i+1, field='answers',
                                                  mend='raise seq_len or stride')
@@ -245,7 +245,7 @@ def answer_questions(
 ) -> list:           # Of str
     "The best span over all windows of each context"
     windows = list(_qa_windows(records, tok, model, seq_len, stride))
-    logits = predict(model, tok, [_example(ids, {0: 0, 1: 0}, types) for _,ids,types,*_ in windows], **kwargs)
+    logits = predict(model, tok, [labelled_example(ids, {0: 0, 1: 0}, types) for _,ids,types,*_ in windows], **kwargs)
     best,none = [(-torch.inf, '')]*len(records),[torch.inf]*len(records)
     for (i,_,_,no,inside),(start,end) in zip(windows, logits):
         none[i] = min(none[i], (start[no]+end[no]).item())

@@ -28,7 +28,7 @@ from ..data.batches import LMDL, as_asked
 from ..models.adapters import disabled
 from ..models.parts import blocks_of
 from ..models.wrapper import HFModel
-from ..generation import _answer_example, evaluating
+from ..generation import answer_example, evaluating
 from ..train.learner import SumMetric, TokenAccumulation, token_loss
 
 # %% ../../nbs/reference/pairs.ipynb #33d86c07
@@ -55,7 +55,7 @@ def answer_pair(
     if record['chosen'].strip()==record['rejected'].strip():
         raise LmftError('chosen and rejected are the same answer; let them differ or take the pair out')
     prompt = as_asked(record['prompt'], tok)
-    pair = [to_stop(_answer_example(prompt, record[side], tok, True)) for side in ('chosen', 'rejected')]
+    pair = [to_stop(answer_example(prompt, record[side], tok, True)) for side in ('chosen', 'rejected')]
     start = min((e['labels']!=-100).nonzero()[0].item() for e in pair)     # one token may hold prompt and answer
     for e in pair: e['labels'] = torch.cat([e['labels'][:start], e['input_ids'][start:]])
     return pair

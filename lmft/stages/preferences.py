@@ -23,10 +23,10 @@ from peft import PeftModel
 from ..data.batches import as_asked
 from ..models.methods import usual_lr
 from ..models.parts import base_of
-from ..models.wrapper import HFModel
-from ..generation import _answer_example
-from ..train.callbacks import Precision
 from .finetuning import predict, tune_learner
+from ..generation import answer_example, generate
+from ..models.wrapper import HFModel
+from ..train.callbacks import Precision
 from .pairs import NoDropout, Reference, cache_logps, label_end, pair_mean, row_logps, to_stop, wins
 
 # %% ../../nbs/learn/11_preferences.ipynb #6ceadae2
@@ -97,9 +97,10 @@ def reward_scores(
     ends = [end]*len(answers) if isinstance(end, bool) else end
     exs = []
     for p,a,stop in zip(prompts, answers, ends, strict=True):
-        ids = to_stop(_answer_example(as_asked(p, tok), a, tok, True))['input_ids']
+        ids = to_stop(answer_example(as_asked(p, tok), a, tok, True))['input_ids']
         exs.append(label_end(ids if stop else ids[:-1], 0))
     return torch.cat([v[0] for v in predict(model, tok, exs, **kwargs)])
+
 
 # %% ../../nbs/learn/11_preferences.ipynb #d703dea7
 def dpo_loss(

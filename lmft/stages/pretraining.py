@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 from ..data import batches
 from ..models import loading, wrapper
 from ..train import learner
-from ..data.batches import LMDL, clm_dls, load_tokenizer, make_batch, text_example, train_tokenizer
+from ..data.batches import LMDL, clm_dls, load_tokenizer, make_batch, train_tokenizer
 
 from ..core import pick_device
 from ..generation import evaluating

@@ -16,32 +16,35 @@ from ..core import LmftError
 import torch
 
 from ..data.batches import make_batch
-from ..generation import _answer, _left_pad, _settings, encode_prompt, evaluating, stop_ids
+from ..generation import encode_prompt, evaluating
+from ..models.loading import stop_ids
 from ..train.learner import token_loss
+from ..generation import answer_text, sample_ids, sampling_config
+from ..models.wrapper import HFModel
+from ..train.learner import lm_learner
+from ..data.batches import as_asked
 
 # %% ../../nbs/learn/12_rlhf.ipynb #3b21e6ec
-def _rollout(prompt, ids, said, stops, tok):
+def _rollout(prompt, ids, answer, stops, tok):
     "One answer up to its stop token, as an example in which the answer is labelled"
-    end = next((i for i,t in enumerate(said) if t in stops), None)
-    said = said if end is None else said[:end+1]
-    return dict(input_ids=torch.tensor(ids+said), labels=torch.tensor([-100]*len(ids)+said), prompt=prompt,
-                answer=_answer(said, tok, stops, isinstance(prompt, str)), ended=end is not None)
+    end = next((i for i,t in enumerate(answer) if t in stops), None)
+    answer = answer if end is None else answer[:end+1]
+    return dict(input_ids=torch.tensor(ids+answer), labels=torch.tensor([-100]*len(ids)+answer), prompt=prompt,
+                answer=answer_text(ids, answer, tok, stops, isinstance(prompt, str)), ended=end is not None)
 
 def sample_rollouts(
     model,                  # Causal 🤗 or peft model
     tok,                    # Its tokenizer
     prompts:list,           # Strings, or lists of messages
-    max_new_tokens:int=16,  # Most tokens of an answer
+    max_new_tokens:int=16,  # Maximum tokens of an answer
     bs:int=64,              # Prompts at a time
 ) -> list:                  # Of dict: input_ids, labels (-100 in the prompt), prompt, answer, ended
-    "An answer drawn to each prompt; the stop token belongs to it, and `ended` says whether it came"
+    "An answer sampled to each prompt; the stop token belongs to it, and `ended` says whether it came"
     encoded,stops,out = [encode_prompt(p, tok) for p in prompts],stop_ids(model, tok),[]
-    with evaluating(model):
-        for i in range(0, len(prompts), bs):
-            batch = _left_pad(encoded[i:i+bs], tok.pad_token_id, model.device)
-            T = batch['input_ids'].shape[1]
-            said = model.generate(**batch, **_settings(model, tok, T, max_new_tokens, 1., 1.))[:, T:].tolist()
-            out += [_rollout(*row, stops, tok) for row in zip(prompts[i:i+bs], encoded[i:i+bs], said)]
+    for i in range(0, len(prompts), bs):
+        ids = encoded[i:i+bs]
+        config = sampling_config(model, tok, max(map(len, ids)), max_new_tokens, temperature=1.)
+        out += [_rollout(*r, stops, tok) for r in zip(prompts[i:i+bs], ids, sample_ids(model, tok, ids, config))]
     return out
 
 # %% ../../nbs/learn/12_rlhf.ipynb #239bec1b

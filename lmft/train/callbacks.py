@@ -27,7 +27,6 @@ from fastcore.basics import patch
 from IPython.display import display
 
 from ..generation import generate
-from .learner import LMLearner
 from ..models.parts import blocks_of, head_of, virtual_tokens
 
 # %% ../../nbs/reference/callbacks.ipynb #95995917
