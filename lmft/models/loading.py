@@ -19,7 +19,7 @@ from pathlib import Path
 from ..core import LmftError, atomic_path
 from ..data.batches import check_folder
 from ..data.batches import chat_example
-from .parts import base_of, is_causal, new_modules
+from .parts import base_of, head_kind, is_causal, new_modules
 
 import torch
 import transformers
@@ -113,7 +113,7 @@ def _filled(model, tok):
     "The tokenizer with a token to fill with that 🤗 cannot take for the end of a text"
     base = base_of(model)
     stops,n = stop_ids(base, tok),base.get_input_embeddings().weight.shape[0]
-    per_row = type(base).__name__.endswith('ForSequenceClassification')
+    per_row = head_kind(base)=='rows'
     if not per_row or tok.pad_token_id not in stops: return tok
     unk = tok.unk_token if tok.unk_token_id not in stops else None
     if spare := unk or _no_text(tok, n):
@@ -153,7 +153,7 @@ def _tell(model, tok):
     base,stops = base_of(model),stop_ids(model, tok)
     config,settings = base.config.get_text_config(),getattr(base, 'generation_config', None)
     pad = tok.pad_token_id if tok.pad_token_id<base.get_input_embeddings().weight.shape[0] else None
-    per_row = type(base).__name__.endswith('ForSequenceClassification')
+    per_row = head_kind(base)=='rows'
     if config.pad_token_id is None or per_row: config.pad_token_id = pad
     base.config.architectures = [type(base).__name__]
     if settings is not None: settings.pad_token_id,settings.eos_token_id = pad,stops if stops[1:] else stops[0]
