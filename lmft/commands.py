@@ -43,7 +43,7 @@ def merge(
         raise lm.LmftError(f'{path}: holds no adapter, so there is nothing to merge')
     tok,net = lm.load_tokenizer(path),lm.load_model(path, lm.saved_head(path) or 'causal').to(device)
     lm.set_seed(o['seed'])
-    n,most = net.get_input_embeddings().weight.shape[0],getattr(net.config, 'max_position_embeddings', None) or 64
+    n,most = net.get_input_embeddings().weight.shape[0],lm.max_positions(net) or 66
     merged,metrics = lm.merge_adapter(net, lm.torch.randint(n, (8, min(64, most-2)), device=device))
     own = lm.read_config(lm.adapter_config(path).base_model_name_or_path).dtype
     lm.clear_folder(out)
@@ -150,7 +150,7 @@ def _to_ask(o, n_train=200):
 
 def _room(o, model):
     "The length of records that is asked for, or what the model can take"
-    room = getattr(model.config, 'max_position_embeddings', o['seq_len'] or 512)-o['max_new_tokens']
+    room = (lm.max_positions(model) or (o['seq_len'] or 512)+o['max_new_tokens'])-o['max_new_tokens']
     if room<2 or (o['seq_len'] or 0)>room:
         raise lm.LmftError(f"the model has {room+o['max_new_tokens']} positions, so --seq_len can be at most {room}: "
                            f"an answer may take --max_new_tokens {o['max_new_tokens']}")

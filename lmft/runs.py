@@ -248,7 +248,7 @@ def _watched(learn, o):
     "DataLoader of the text that is watched for forgetting, None if there is none"
     if not o['keep']: return
     if learn.stage.name!='clm': raise LmftError('keep watches bits per byte, which causal language modelling alone has')
-    loader = {k: o[k] for k in ('seq_len', 'bs', 'n_acc', 'seed', 'packed')}
+    loader = {k: o[k] for k in ('seq_len', 'bs', 'n_acc', 'seed')} | dict(packed=learn.dls.train.packed)
     return clm_dls(*[list(read_records(o['keep']))]*2, learn.tok, device=learn.dls.device, **loader).valid
 
 def _prompts(learn, n=3, answer=24):
@@ -260,7 +260,6 @@ def _prompts(learn, n=3, answer=24):
         except LmftError: continue
         if fits: found.append(p)
     return found[:n]
-
 
 # %% ../nbs/reference/runs.ipynb #f453ef80
 _tasks = dict(clm='generate', classify='classify', ner='ner', qa='qa', qa_generative='qa')

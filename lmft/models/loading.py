@@ -20,6 +20,9 @@ from ..core import LmftError, atomic_path
 from ..data.tokenizers import check_folder
 from ..data.templates import stop_tokens
 from .parts import base_of, is_causal, new_modules
+from ..data.tokenizers import check_folder
+from ..data.batches import chat_example
+from .parts import base_of, head_kind, is_causal, new_modules
 
 import torch
 import transformers
@@ -112,7 +115,7 @@ def _filled(model, tok):
     else: warnings.warn('the tokenizer fills with its end token, before which 🤗 reads a score; add a pad token')
     return tok
 
-def _gives_reward(base): return type(base).__name__.endswith('ForSequenceClassification') and base.config.num_labels==1
+def _gives_reward(base): return head_kind(base)=='rows' and base.config.num_labels==1
 
 # %% ../../nbs/reference/models.ipynb #60f36ca2
 def _in_frame(model, tok):
@@ -145,7 +148,7 @@ def _tell(model, tok):
     base,stops = base_of(model),stop_ids(model, tok)
     config,settings = base.config.get_text_config(),getattr(base, 'generation_config', None)
     pad = tok.pad_token_id if tok.pad_token_id<base.get_input_embeddings().weight.shape[0] else None
-    per_row = type(base).__name__.endswith('ForSequenceClassification')
+    per_row = head_kind(base)=='rows'
     if config.pad_token_id is None or per_row: config.pad_token_id = pad
     base.config.architectures = [type(base).__name__]
     if settings is not None: settings.pad_token_id,settings.eos_token_id = pad,stops if stops[1:] else stops[0]

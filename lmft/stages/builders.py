@@ -28,6 +28,7 @@ from ..data.records import read_records, split_places
 from ..generation import encode_prompt
 from ..models.loading import adapter_config, archs, load_model, new_model, read_config, sizes
 from ..models.parts import base_of, max_positions, virtual_tokens
+from ..models.wrapper import choose_packing
 from . import defaults as options
 from ..data.messages import as_asked
 from .preferences import reward_scores
@@ -46,7 +47,6 @@ from fastcore.meta import delegates
 from transformers import PreTrainedModel
 from peft import PeftModel
 from .ppo import ppo_from_prompts
-
 
 # %% ../../nbs/reference/builders.ipynb #198a9b1e
 def _is_paths(data): return isinstance(data, (str, Path)) or data and isinstance(data, list) and isinstance(data[0], (str, Path))
@@ -193,7 +193,7 @@ def stage_learner(
     train,held = (None, None) if isinstance(data, DataLoaders) else read_data(data, s, o['valid'], o['seed'], report)
     set_seed(o['seed'])
     tok,hf = open_model(model, s, train, tok or (data.train.tok if train is None else None), o)
-    o['seq_len'],packed = _fits(s, o['seq_len'], hf),bool(o['packed'])
+    o['seq_len'],packed = _fits(s, o['seq_len'], hf),choose_packing(hf, o['packed'], o['method'])
     dls = data if train is None else s.dls(train, held, tok, hf, report, seq_len=o['seq_len'], packed=packed, **loader, **own)
     o['lr'] = o['lr'] or stage_lr(s, hf, o['method'], model if model in ('tiny', 'small') else None)
     with memory_guarded(o['bs']*o['n_acc'], lambda: 'take a smaller bs with a larger n_acc, a shorter seq_len, or method lora'):

@@ -33,6 +33,8 @@ from torch import nn
 from .. import generation
 from ..data.tokenizers import token_bytes
 from ..models.wrapper import HFModel, choose_packing
+from ..data.tokenizers import token_bytes
+from ..models.wrapper import HFModel, require_packing
 from ..models.loading import save_model
 from .optim import adamw, layer_groups, lr_curve
 
@@ -265,7 +267,7 @@ def lm_learner(
     **kwargs             # Other arguments of fastai's `Learner`
 ) -> LMLearner:
     "A Learner with exact loss, accumulation, decay and averages"
-    if any(getattr(dl, 'packed', False) for dl in dls.loaders): choose_packing(model, True)
+    if any(getattr(dl, 'packed', False) and len(dl.dataset) for dl in dls.loaders): require_packing(getattr(model, 'hf', model))
     dls.n_inp,dev = 1,getattr(dls, 'device', None)               # whatever follows the inputs is a target
     model = model if isinstance(model, HFModel) else HFModel(model)
     if dev: model = model.to(dev)
