@@ -9,6 +9,7 @@ Modules:
 - `lmft.commands`: Pretraining, tuning and all that follows, each as one function that a shell can call
 - `lmft.core`: Sizes, seeds, devices, precision, errors that name the line, writes that cannot be half done, and the ledger of claims
 - `lmft.data.batches`: From records to what a model sees: tokens, which of them are trained, and rows without waste
+- `lmft.data.hub`: A name that is no folder is looked up once, quickly, and the answer says what to do
 - `lmft.data.ondisk`: Records and tokens in files that are mapped, not loaded: memory stays flat, and a killed run goes on
 - `lmft.data.records`: Files, folders and 🤗 datasets as plain dicts: every public shape recognised, every bad record named
 - `lmft.evals.evaluation`: What a model does with tasks it was not trained on, and how far a left-out task is from a left-out kind of task

@@ -73,7 +73,7 @@ def _program(argv):
     "The program for a command line"
     seen = sys.stdout.isatty()
     app = App('lmft', help='Pretrain and fine-tune language models', version=lambda: f"lmft {version('lmft')}",
-              default_parameter=Parameter(negative=(), consume_multiple=(1, None), name_transform=lambda name: name),
+              default_parameter=Parameter(negative=(), consume_multiple=(1, None), allow_repeating=True, name_transform=lambda name: name),
               help_format='plaintext', help_formatter='default' if seen else 'plain', config=_from_file,
               console=Console(width=None if seen else 200))
     app.register_install_completion_command('--install-completion', help='Teach your shell to complete lmft, its commands and options')
@@ -87,7 +87,7 @@ _no_options = 'command', 'versions', 'fingerprint'
 
 def _from_file(app, called, arguments):
     "Options of the file that `--config` names"
-    given = arguments.match('--config')[0].tokens
+    given = called and called[0] in commands and arguments.match('--config')[0].tokens
     if not given: return
     path = given[-1].value
     try:
@@ -99,7 +99,7 @@ def _from_file(app, called, arguments):
         raise CycloptsError(f"{path}: is for lmft {o['command']}, not for lmft {called[0]}")
     _known(path, o, arguments)
     o = {k: v for k,v in o.items() if k not in _no_options and v is not None}
-    Dict(o, source=path, use_commands_as_keys=False)(app, called, arguments)
+    Dict({called[0]: o}, source=path)(app, called, arguments)     # by command: cyclopts drops options named as commands are
 
 # %% ../nbs/reference/cli.ipynb #38c3be40
 def _known(path, o, arguments):
@@ -123,6 +123,8 @@ def _says(e, argv):
             text = f'{odd[0]} is no option of lmft {name}{near(odd[0], known)}' if odd else needs
         case UnknownOptionError(): text = f'{e.token.keyword or e.token.value} is no option of lmft {name}' + near(
             e.token.keyword or e.token.value, _names(name))
+    source = getattr(getattr(e, 'token', None), 'source', 'cli')
+    if source not in ('', 'cli'): text = f"{source}: {text.replace('[', '').replace(']', '')}"
     return f"{text} See{see[3:]}" if text.endswith('?') else f'{text}; {see}'
 
 def _names(name):

@@ -21,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..core import BadRecord, LmftError, pick_device
+from .hub import check_hub
 import numpy as np
 import pandas as pd
 import torch
@@ -68,9 +69,10 @@ def train_tokenizer(
 
 # %% ../../nbs/learn/01_batches.ipynb #3dcffc28
 def check_folder(path):
-    "Refuse a path that looks like a folder and is none; all else may be a hub name"
-    looks_local = str(path).count('/')>1 or str(path)[:1] in './~'
-    if looks_local and not Path(path).exists(): raise LmftError(f'{path}: there is no such folder')
+    "Refuse a path that is no folder, and a name that the hub does not have"
+    if Path(path).exists(): return
+    if str(path).count('/')>1 or str(path)[:1] in './~': raise LmftError(f'{path}: there is no such folder')
+    check_hub(str(path))
 
 # %% ../../nbs/learn/01_batches.ipynb #a1507b06
 def load_tokenizer(
