@@ -385,6 +385,7 @@ def predict_file(
     device,_ = lm.check_options(o)
     out = lm.free_file(o)
     bad,path = [],lm.model_dir(o['model'])
+    lm.check_folder(path)
     rows = lm.rows_of(data, on_bad, bad)
     task = task or lm.task_of(path)
     records = lm.records_for(task, rows, data, columns, on_bad, bad)

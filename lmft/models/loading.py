@@ -20,9 +20,7 @@ from ..core import LmftError, atomic_path
 from ..data.tokenizers import check_folder
 from ..data.templates import stop_tokens
 from .parts import base_of, is_causal, new_modules
-from ..data.tokenizers import check_folder
-from ..data.batches import chat_example
-from .parts import base_of, head_kind, is_causal, new_modules
+from .parts import head_kind
 
 import torch
 import transformers

@@ -20,7 +20,7 @@ from ..progress import progress
 from ..data.tokenizers import load_tokenizer
 from ..data.records import dataset_rows, formats
 from ..generation import generate
-from ..models.loading import load_model
+from ..models.loading import load_model, read_config
 from ..models.parts import base_of
 from .extraction import entity_f1
 from .questions import squad_scores
@@ -44,7 +44,8 @@ def task_of(
     run = _config(Path(path).parent)
     if run.get('command')=='finetune': return 'generate' if run.get('generative') else run['task']
     if run.get('command') in ('pretrain', 'sft', 'dpo', 'ppo', 'loco'): return 'generate'
-    kind = (_config(path).get('architectures') or ['?'])[0]
+    known = _config(path) if Path(path).exists() else vars(read_config(path))
+    kind = (known.get('architectures') or ['?'])[0]
     found = [task for end,task in tasks_of.items() if kind.endswith(end)]
     if found: return found[0]
     raise LmftError(f"{path}: what this model does cannot be seen ({kind}); give --task {', '.join(heads_of)}")

@@ -29,10 +29,6 @@ from .classification import MacroF1, label_config, labels_of
 from .finetuning import classify_dls, tune_learner
 from .pairs import PairDL, RewardDL, answer_pair, pair_dls, pair_examples, reward_pair
 from .builders import dpo_learner as dpo_from_dls, reward_learner as reward_from_dls
-from .classification import MacroF1, label_config, labels_of
-from .finetuning import classify_dls, tune_learner
-from .pairs import PairDL, RewardDL, answer_pair, pair_dls, pair_examples, reward_pair
-from .preferences import dpo_from_dls, reward_from_dls
 from .rankings import rankings_to_pairs, split_by_prompt
 from .pretraining import masked_dls, mlm_dls, mlm_examples, mlm_nsp_loss
 from ..train.learner import Accuracy, BitsPerByte, token_loss

@@ -32,9 +32,8 @@ from torch import nn
 
 from .. import generation
 from ..data.tokenizers import token_bytes
-from ..models.wrapper import HFModel, choose_packing
-from ..data.tokenizers import token_bytes
-from ..models.wrapper import HFModel, require_packing
+from ..models.wrapper import HFModel
+from ..models.wrapper import require_packing
 from ..models.loading import save_model
 from .optim import adamw, layer_groups, lr_curve
 
