@@ -293,7 +293,7 @@ def read_all(o, paths, fields, bad):
 
 def read_data(o, fields, split=None):
     "Records of `--data` and `--valid`, and the bad ones that were skipped; `split` as `split_records`, the default"
-    from lmft.data.records import split_records
+    from lmft.data.splits import split_records
     bad,frac = [],_fraction(o['valid'])
     records = read_all(o, o['data'], fields, bad)
     if not frac: return records, read_all(o, [o['valid']], fields, bad), bad
@@ -303,7 +303,7 @@ def read_data(o, fields, split=None):
 def keep_data(o, fields):
     "As `read_data`, but the records stay on disk"
     from lmft.data.ondisk import records_on_disk
-    from lmft.data.records import split_places
+    from lmft.data.splits import split_places
     bad,frac = [],_fraction(o['valid'])
     def keep(paths): return records_on_disk(paths, o['on_bad'], bad, lambda r: _check_fields(r, o, paths, fields))
     records = keep(o['data'])
@@ -321,7 +321,7 @@ def _files_hash(folder, *patterns):
 # %% ../nbs/reference/runs.ipynb #e53cc1ff
 def run_config(o, device, precision='fp32', lr=None):
     "All that is needed to do the run again"
-    from lmft.data.records import fingerprint
+    from lmft.data.files import fingerprint
     libs = {lib: version(lib) for lib in ('lmft', 'torch', 'transformers', 'fastai', 'peft')}
     data = {k: fingerprint(o[k]) for k in ('data', 'keep', 'tasks', 'prompts') if o.get(k)}
     if 'valid' in o and _fraction(o['valid']) is None: data['valid'] = fingerprint([o['valid']])

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from lmft.core import BadRecord, LmftError
-from lmft.data.records import fingerprint, normalise, read_records, shape_of
+from lmft.data.files import fingerprint
+from lmft.data.shapes import normalise, shape_of
+from lmft.data.records import read_records
 
 data = Path(os.environ.get('LMFT_DATA', 'missing'))
 needs_data = pytest.mark.skipif('LMFT_DATA' not in os.environ, reason='LMFT_DATA, the folder of real test data, is not set')

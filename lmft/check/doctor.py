@@ -17,13 +17,15 @@ from collections import Counter, namedtuple
 from pathlib import Path
 
 from ..core import LmftError, pick_device, pick_precision
+from ..models.methods import usual_lr
 from ..data.batches import chat_example, clm_examples, load_tokenizer, make_batch, render, sft_examples, to_messages
 from ..models.wrapper import HFModel
 from ..models.parts import base_of, count_params
 from ..models.loading import load_model
 from ..models.methods import trainable
 from ..data.ondisk import grouped
-from ..data.records import read_records, split_records
+from ..data.records import read_records
+from ..data.splits import split_records
 
 import numpy as np
 import torch
@@ -68,7 +70,7 @@ def examine(
             for text in c.find(**{k: known[k] for k in c.uses & set(known)})]
 
 # %% ../../nbs/reference/doctor.ipynb #8f502d0a
-_no_text = {'label', 'tags', 'id', 'task', 'cluster', 'role', 'continues', 'references', 'ranks'}
+_no_text = {'label', 'tags', 'id', 'task', 'cluster', 'role', 'continues', 'references', 'ranks', 'source'}
 
 def _texts(value):
     "All texts inside a record, a message or a list"

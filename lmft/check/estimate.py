@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..core import LmftError, dtypes, pick_device, pick_precision
+from ..train.guards import fewer_rows
 from ..data.batches import check_folder, lm_dls
 from ..train.callbacks import mixed_precision
 from ..train.learner import AdamW, TermLoss, lm_learner, token_loss

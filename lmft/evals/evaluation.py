@@ -34,7 +34,8 @@ from ..generation import encode_prompt
 from ..train.guards import guarded
 from ..models.parts import base_of, virtual_tokens
 from .prompting import draw_examples, few_shot, respond
-from ..data.records import _open, read_records
+from ..data.lines import open_file
+from ..data.records import read_records
 
 # %% ../../nbs/learn/10_evaluation.ipynb #5324dcf1
 _around = re.compile(r'''(?<!\S)["'“‘«¿¡]+|[.,;:!?"'”’»…]+(?!\S)''')  # -5, C++ and 5% stay as they are
@@ -102,7 +103,7 @@ def _above(path, name='categories.json'):
 def _document(path):
     "The object in a task file"
     try:
-        with _open(path) as f: doc = json.load(f)
+        with open_file(path) as f: doc = json.load(f)
     except ValueError: doc = None                          # lines of JSON
     if isinstance(doc, dict) and 'Instances' in doc: return doc
     raise LmftError(f'{path}: holds no task; a task file has Definition, Categories and Instances')

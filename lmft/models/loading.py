@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..core import LmftError, atomic_path
 from ..data.batches import check_folder
+from .parts import base_of, new_modules
 
 import torch
 import transformers

@@ -18,6 +18,7 @@ import copy
 from functools import lru_cache
 
 from ..core import BadRecord
+from ..models.methods import method_cbs
 import torch
 from fastai.callback.core import Callback
 from fastcore.foundation import L

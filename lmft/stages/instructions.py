@@ -34,7 +34,7 @@ from ..train.learner import lm_learner
 from ..models.loading import load_model
 from ..models.methods import trainable
 from .pretraining import load_base, make_base
-from ..data.records import shape_of
+from ..data.shapes import shape_of
 from ..world import judge
 from ..world.documents import corpus
 from ..world.facts import World, ask, asked, dice

@@ -44,7 +44,8 @@ from ..models.wrapper import HFModel
 from ..train.learner import SumMetric, TokenAccumulation, lm_learner, token_loss
 from ..models.parts import base_of, blocks_of
 from ..models.methods import trainable
-from ..data.records import read_records, split_records
+from ..data.records import read_records
+from ..data.splits import split_records
 
 # %% ../../nbs/learn/11_preferences.ipynb #06c05b3f
 def parse_ranking(

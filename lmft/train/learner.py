@@ -32,6 +32,7 @@ from torch import nn
 
 from ..data.batches import token_bytes
 from ..models.parts import base_of, blocks_of, head_of, virtual_tokens
+from ..models.wrapper import HFModel
 
 # %% ../../nbs/learn/02_learner.ipynb #15e0f279
 class TermLoss:
