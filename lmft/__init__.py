@@ -8,13 +8,22 @@ Modules:
 - `lmft.cli`: `lmft pretrain`, `finetune`, `sft`, `chat`, …: thin doors to the library
 - `lmft.commands`: Pretraining, tuning and all that follows, each as one function that a shell can call
 - `lmft.core`: Sizes, seeds, devices, precision, errors that name the line, writes that cannot be half done, and the ledger of claims
+- `lmft.data.annotations`: Labels, tagged words, answers in a context, and tasks with references as records
 - `lmft.data.certificate`: Answer by answer: is what is trained what will be generated?
 - `lmft.data.chat`: Which tokens of a conversation are trained: those that the model will have to write
+- `lmft.data.conversations`: Messages, ShareGPT, pairs, transcripts and rankings as records
 - `lmft.data.examples`: From records to token ids, and which of them are trained
+- `lmft.data.fields`: One field of one record: there, of the right kind, and named when it is not
+- `lmft.data.files`: Which files a path stands for, which of them are for training, and a hash of what they hold
+- `lmft.data.jsons`: Lines, arrays and nested files of JSON as rows, in a stream that holds one value at a time
+- `lmft.data.lines`: Plain text, sentences a word a line, and tunes: streams of lines that are never held whole
 - `lmft.data.loaders`: From records to what a model sees: tokens, which of them are trained, and batches without waste
 - `lmft.data.messages`: One message, whatever shape it comes in: OpenAI, 🤗, ShareGPT
 - `lmft.data.ondisk`: Records and tokens in files that are mapped, not loaded: memory stays flat, and a killed run goes on
-- `lmft.data.records`: Files, folders and 🤗 datasets as plain dicts: every public shape recognised, every bad record named
+- `lmft.data.records`: Any data as plain dicts: one call for every file, folder and shape, every bad record named
+- `lmft.data.shapes`: What people call things: which shape a row has, and the record that it becomes
+- `lmft.data.splits`: Validation that can be believed: every class on both sides, no document on two
+- `lmft.data.tables`: CSV, Parquet and 🤗 datasets as rows; names of classes come along
 - `lmft.data.templates`: What a chat template makes of messages, and what it wants them to look like
 - `lmft.data.tokenizers`: A tokenizer of our own or of a checkpoint, its special tokens, and the bytes that each token stands for
 - `lmft.data.words`: What a word is, in one place: letters with their marks, and characters one by one where a script has no spaces

@@ -8,7 +8,8 @@ from lmft.core import LmftError, set_seed
 from lmft.data.tokenizers import train_tokenizer
 from lmft.check.doctor import checks, doctor, examine, refuse
 from lmft.models.loading import new_model, save_model
-from lmft.data.records import read_records, split_records
+from lmft.data.records import read_records
+from lmft.data.splits import split_records
 
 # Taken as they are. Rows are long enough for every answer, so that none is cut; duplicates would be a true finding,
 # and the sets that have some are examined below.

@@ -12,7 +12,8 @@ from lmft.data.loaders import lm_dls
 from lmft.core import LmftError
 from lmft.data.ondisk import records_on_disk, tokens_on_disk
 from lmft.stages.pretraining import masked_dls, mlm_dls, mlm_examples
-from lmft.data.records import read_records, split_places, split_records
+from lmft.data.records import read_records
+from lmft.data.splits import split_places, split_records
 from lmft.world.documents import corpus
 from lmft.world.facts import World
 from running import metrics, run

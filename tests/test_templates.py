@@ -9,7 +9,8 @@ from tokenizers.processors import TemplateProcessing
 
 from lmft.data.chat import chat_examples
 from lmft.data.examples import sft_examples, text_example
-from lmft.data.records import read_records, split_records
+from lmft.data.records import read_records
+from lmft.data.splits import split_records
 from lmft.data.tokenizers import train_tokenizer
 from lmft.core import LmftError
 

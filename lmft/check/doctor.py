@@ -27,7 +27,8 @@ from ..data.words import parts_of
 from ..models.loading import load_model
 from ..models.methods import trainable
 from ..data.ondisk import grouped
-from ..data.records import read_records, split_records
+from ..data.records import read_records
+from ..data.splits import split_records
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ def examine(
             for text in c.find(**{k: known[k] for k in c.uses & set(known)})]
 
 # %% ../../nbs/reference/doctor.ipynb #8f502d0a
-_no_text = {'label', 'tags', 'id', 'task', 'cluster', 'role', 'continues', 'references', 'ranks'}
+_no_text = {'label', 'tags', 'id', 'task', 'cluster', 'role', 'continues', 'references', 'ranks', 'source'}
 
 def _texts(value):
     "All texts inside a record, a message or a list"

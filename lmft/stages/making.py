@@ -22,7 +22,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from ..core import BadRecord, LmftError, atomic_write
-from ..data.records import shape_of
+from ..data.shapes import shape_of
 from ..data.words import plain_words, words_of
 from ..world.facts import dice
 from ..world.tasks import instruction_rows

@@ -18,7 +18,8 @@ from pathlib import Path
 from ..core import BadRecord, LmftError, atomic_write, set_seed
 from ..progress import progress
 from ..data.tokenizers import load_tokenizer
-from ..data.records import dataset_rows, formats
+from ..data.tables import dataset_rows
+from ..data.files import formats
 from ..generation import generate
 from ..models.loading import load_model, read_config
 from ..models.parts import base_of

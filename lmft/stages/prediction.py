@@ -19,7 +19,8 @@ from ..core import BadRecord, LmftError
 from seqeval.metrics.sequence_labeling import get_entities
 
 from ..data.messages import to_messages
-from ..data.records import formats, read_records
+from ..data.files import formats
+from ..data.records import read_records
 from ..generation import generate
 from ..models.parts import base_of
 from .classification import class_prediction

@@ -21,7 +21,8 @@ from fastcore.basics import patch
 from IPython.display import display
 
 from ..data.messages import as_asked
-from ..data.records import read_records, split_records
+from ..data.records import read_records
+from ..data.splits import split_records
 from ..generation import generate
 
 # %% ../../nbs/reference/rankings.ipynb #06c05b3f

@@ -20,7 +20,7 @@ from ..data.examples import clm_examples, fit_length, sft_examples
 from ..data.loaders import lm_dls
 from ..data.messages import to_messages
 from ..data.ondisk import OnDisk, tokens_on_disk
-from ..data.records import split_records
+from ..data.splits import split_records
 from ..models.methods import usual_lr
 from .defaults import Defaults, stage_defaults
 from .extraction import EntityF1, entity_f1, ner_dls, predict_tags, tags_of
