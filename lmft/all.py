@@ -1,8 +1,8 @@
 """One name for the whole library, loaded when it is used
 
-`from lmft.all import *` gives every public name of the library, and registers every tuning method. `from lmft import all
-as lm` costs nothing: a name is imported when it is first used, as `lm.load_model`. So the commands read like any other
-code, and `lmft --help` answers before torch could be loaded. The commands themselves are not in it.
+`from lmft.all import *` gives every public name of the library, and registers every tuning method. `from lmft import
+all as lm` costs nothing: a name is imported when it is first used, as `lm.load_model`. So the commands read like any
+other code, and `lmft --help` answers before torch could be loaded. The commands themselves are not in it.
 
 Docs: https://lmft-org.github.io/lmft/reference/all.html.md"""
 

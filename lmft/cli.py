@@ -1,8 +1,8 @@
 """`lmft pretrain`, `finetune`, `sft`, `chat`, …: thin doors to the library
 
-The program `lmft`. Each command is a function; its types, defaults and comments become options, checks, help and shell
-completion (cyclopts does that). Every error leaves by one door: one line that says what would be right, exit code 2, and
-nothing is left behind. torch is loaded when a command begins, so help and mistakes are answered at once.
+The program `lmft`. Each command is a function; its types, defaults and comments become options, checks, help and
+shell completion (cyclopts does that). Every error leaves by one door: one line that says what would be right, exit
+code 2, and nothing is left behind. torch is loaded when a command begins, so help and mistakes are answered at once.
 
 Docs: https://lmft-org.github.io/lmft/reference/cli.html.md"""
 
@@ -48,14 +48,15 @@ def _option(p, text, optional):
 # %% ../nbs/reference/cli.ipynb #3e797ad6
 _files = Group('Options in a file', sort_key=1)
 _of_all = dict(
-    config=Annotated[str, Parameter(group=_files, help='YAML file of options, or the config.json of a run; those given here win')],
+    config=Annotated[str, Parameter(group=_files, help='YAML file of options, or the config.json of a run; '
+                                                       'those given here win')],
     print_config=Annotated[bool, Parameter(group=_files, help='print all options as YAML for --config, and stop')])
 
 def _typed(name, f, optional=False):
     "The command as cyclopts reads it; with `optional`, nothing is required"
     sig,doc = (_old(name) if 'o' in signature(f).parameters else (signature(f), docments(f)))
     params = [_option(p, doc.get(k), optional) for k,p in sig.parameters.items()]
-    params += [P(k, P.KEYWORD_ONLY, default=False if k=='print_config' else None, annotation=a) for k,a in _of_all.items()]
+    params += [P(k, P.KEYWORD_ONLY, default=k!='print_config' and None, annotation=a) for k,a in _of_all.items()]
     def run(**kwargs): pass
     run.__signature__,run.__doc__,run.__name__ = Signature(params),f.__doc__,name
     return run
@@ -64,8 +65,8 @@ def _typed(name, f, optional=False):
 def _old(name):
     "Signature and comments of a command that still takes `**o`"
     kinds,doc = {list: list[str]},{k: text for k,(_,_,text) in options[name].items()}
-    params = [P(k, P.KEYWORD_ONLY, annotation=kinds.get(kind, kind), default=P.empty if k in required[name] else default)
-              for k,(kind,default,_) in options[name].items()]
+    params = [P(k, P.KEYWORD_ONLY, annotation=kinds.get(t, t), default=P.empty if k in required[name] else default)
+              for k,(t,default,_) in options[name].items()]
     return Signature(params), doc
 
 # %% ../nbs/reference/cli.ipynb #38cacd26
@@ -73,12 +74,15 @@ def _program(argv):
     "The program for a command line"
     seen = sys.stdout.isatty()
     app = App('lmft', help='Pretrain and fine-tune language models', version=lambda: f"lmft {version('lmft')}",
-              default_parameter=Parameter(negative=(), consume_multiple=(1, None), allow_repeating=True, name_transform=lambda name: name),
+              default_parameter=Parameter(negative=(), consume_multiple=(1, None), allow_repeating=True,
+                                          name_transform=lambda name: name),
               help_format='plaintext', help_formatter='default' if seen else 'plain', config=_from_file,
               console=Console(width=None if seen else 200))
-    app.register_install_completion_command('--install-completion', help='Teach your shell to complete lmft, its commands and options')
+    whole = '--install-completion'
+    app.register_install_completion_command(whole, help='Teach your shell to complete lmft, its commands and options')
     for name,f in commands.items():
-        if name in argv[:1] or '--install-completion' in argv: app.command(_typed(name, f, '--print_config' in argv), name=name)
+        called = name in argv[:1] or whole in argv
+        if called: app.command(_typed(name, f, '--print_config' in argv), name=name)
         else: app.command(App(name=name, help=f.__doc__))
     return app
 
@@ -92,21 +96,22 @@ def _from_file(app, called, arguments):
     path = given[-1].value
     try:
         with open(path, encoding='utf-8') as f: o = yaml.safe_load(f)
-    except (OSError, UnicodeDecodeError) as e: raise CycloptsError(f'{path}: cannot be read ({getattr(e, "strerror", None) or e})') from e
+    except (OSError, UnicodeDecodeError) as e: raise CycloptsError(f'{path}: cannot be read: {e}') from e
     except yaml.YAMLError as e: raise CycloptsError(f'{path}: is no YAML: {e}') from e
     if not isinstance(o, dict): raise CycloptsError(f'{path}: holds no options; write one a line, such as bs: 8')
     if o.get('command', called[0])!=called[0]:
         raise CycloptsError(f"{path}: is for lmft {o['command']}, not for lmft {called[0]}")
     _known(path, o, arguments)
     o = {k: v for k,v in o.items() if k not in _no_options and v is not None}
-    Dict({called[0]: o}, source=path)(app, called, arguments)     # by command: cyclopts drops options named as commands are
+    Dict({called[0]: o}, source=path)(app, called, arguments)  # without the command, options named like one are lost
 
 # %% ../nbs/reference/cli.ipynb #38c3be40
 def _known(path, o, arguments):
     "Refuse a file with something that is no option of the command"
     names = {n.removeprefix('--') for a in arguments for n in a.names}
     for k in o:
-        if k not in names and k not in _no_options: raise CycloptsError(f"{path}: '{k}' is no option of this command{near(k, names)}")
+        if k in names or k in _no_options: continue
+        raise CycloptsError(f"{path}: '{k}' is no option of this command{near(k, names)}")
 
 # %% ../nbs/reference/cli.ipynb #6fd180e5
 def _says(e, argv):
@@ -114,8 +119,10 @@ def _says(e, argv):
     e.verbose,name = False,argv[0] if argv and argv[0] in commands else ''
     text,see = str(e).rstrip('.'),f"see lmft {name+' ' if name else ''}--help"
     match e:
-        case UnknownCommandError(): text = f"'{argv[0]}' is no command{near(argv[0], commands) or '; there are '+', '.join(commands)}"
-        case UnusedCliTokensError(): text = f"{' '.join(e.unused_tokens)}: what is it? Options begin with --, a switch takes no value"
+        case UnknownCommandError():
+            text = f"'{argv[0]}' is no command{near(argv[0], commands) or '; there are '+', '.join(commands)}"
+        case UnusedCliTokensError():
+            text = f"{' '.join(e.unused_tokens)}: what is it? Options begin with --, a switch takes no value"
         case MissingArgumentError():
             option,known = e.keyword or e.argument.name,_names(name)
             odd = [t for t in e.unused_tokens or () if t.startswith('--') and t.partition('=')[0] not in known]
@@ -191,7 +198,8 @@ def _print_config(name, o):
 # %% ../nbs/reference/cli.ipynb #a068c7a9
 def _figures(name, metrics, out):
     "The last line of a command"
-    shown = {k: v for k,v in metrics.items() if type(v) in (int, float) and not k.endswith(('_before', '_seconds', '_params', '_se'))}
+    besides = '_before', '_seconds', '_params', '_se'
+    shown = {k: v for k,v in metrics.items() if type(v) in (int, float) and not k.endswith(besides)}
     figures = [f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v:,}' for k,v in [*shown.items()][:5]]
     inside = os.path.join(out, 'metrics.json')
     return f"lmft {name}: {' · '.join(figures)} · {inside if os.path.exists(inside) else out}"

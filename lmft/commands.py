@@ -1,8 +1,8 @@
 """Pretraining, tuning and all that follows, each as one function that a shell can call
 
-Each command is a function with types, defaults and a comment beside each parameter, so what the shell does a notebook can do.
-`commands` says how the shell calls them. The library is reached through `lmft.all`, which loads a module when its first name is
-used: importing this page loads no torch.
+Each command is a function with types, defaults and a comment beside each parameter, so what the shell does a notebook
+can do. `commands` says how the shell calls them. The library is reached through `lmft.all`, which loads a module when
+its first name is used: importing this page loads no torch.
 
 Docs: https://lmft-org.github.io/lmft/reference/commands.html.md"""
 
@@ -281,10 +281,10 @@ def make(
     how:Literal['templates', 'guidelines', 'model'],  # from labelled records, from answers of annotators, or by a model
     data:list[str],          # files, folders or hf:NAME[:SPLIT]
     out:str,                 # folder that gets instructions.jsonl and metrics.json
-    templates:str=None,      # JSON file, a list of {instruction, input, output} in which {field} is filled (default: by shape)
+    templates:str=None,      # JSON list of {instruction, input, output} in which {field} is filled (default: by shape)
     held_out:int=1,          # templates that are kept for held_out.jsonl, the same records in other words
     guideline:str=None,      # JSON file that --data, answers of annotators, must keep to
-    model:str=None,          # language model that writes records after seeing those of --data; 'world' is a scripted one
+    model:str=None,          # language model that writes records like those of --data; 'world' is a scripted one
     rows:int=None,           # records that the model shall write (default: 100)
     rouge:float=None,        # a record is dropped if its ROUGE-L with another is at least this (default: 0.7)
     max_new_tokens:int=256,  # maximum tokens that the model writes at once
@@ -416,7 +416,8 @@ def leave_clusters_out(
     lm.set_seed(o['seed'])
     with _writing(out), _folds_stay():
         table = lm.loco(lambda: lm.load_model(path).to(device), tok, train, test, out, shots, seq_len, o['chat'],
-                        o['max_new_tokens'], o['seed'], _fold_log(out, precision), method=method, steps=max_steps, lr=lr, bs=bs)
+                        o['max_new_tokens'], o['seed'], _fold_log(out, precision), method=method, steps=max_steps,
+                        lr=lr, bs=bs)
         plot_bars(table, lm.columns, out/'loco.png')
         return write_metrics(o, out, lm.column_means(table) | dict(left_out_too_long=long), bad)
 
@@ -432,6 +433,11 @@ def _log_of_finished(out):
     write_jsonl([r for r in rows if r['fold'] in done], out/'log.jsonl')
 
 # %% ../nbs/reference/commands.ipynb #ee9f468d
+def _sampled(o, prompts):
+    "Answers to prompts that are to be ranked"
+    model,tok,kw = _opened(o)
+    return lm.collect(model, tok, prompts, o['n'], **kw)
+
 @delegates(run_options)
 def collect_rankings(
     prompts:list[str],      # files, folders or hf:NAME[:SPLIT] of records that have a prompt
@@ -446,27 +452,21 @@ def collect_rankings(
     resume:bool=False,      # go on after the rankings that are there
     **kwargs
 ) -> dict:                  # prompts, rankings, pairs, left
-    "Sample answers to prompts and have them ranked, by a person, by the gold labeller of the tiny world, or from a file"
+    "Sample answers to prompts and have them ranked: by a person, by the judge of the tiny world, or from a file"
     o = checked(collect_rankings, locals(), 'collect')
     device,_ = check_options(o)
     out,bad = free_folder(o),[]
     asked = [r['prompt'] for r in read_all(o, o['prompts'], [{'prompt'}], bad)]
-    config,answers,ranked = run_config(o, device),out/'answers.jsonl',out/'rankings.jsonl'
-    if resume and answers.exists():
-        begin_folder(o, out, config, bad)
-        rows = lm.read_lines(answers)
-    else:
-        net,tok,kw = _opened(o)
-        rows = lm.collect(net, tok, asked, n, **kw)
-    judge = lm.Judge(lm.World(0)).rank if by=='gold' else by
-    rows_ranked = lm.rank_by(rows, judge) if by!='human' else None
-    if not answers.exists() or not resume:
-        begin_folder(o, out, config, bad)
-        write_jsonl(rows, answers)
-    if by!='human': write_jsonl(rows_ranked, ranked)
-    else: rows_ranked = lm.rank_in_terminal(rows, ranked)
-    found = dict(prompts=len(asked), rankings=len(rows_ranked), pairs=len(lm.rankings_to_pairs(rows_ranked)),
-                 left=len(rows)-len(rows_ranked))
+    answers,ranked = out/'answers.jsonl',out/'rankings.jsonl'
+    goes_on = resume and answers.exists()
+    rows = lm.read_lines(answers) if goes_on else _sampled(o, asked)
+    rankings = lm.rank_by(rows, lm.Judge(lm.World(0)).rank if by=='gold' else by) if by!='human' else None
+    begin_folder(o, out, run_config(o, device), bad)
+    if not goes_on: write_jsonl(rows, answers)
+    if by=='human': rankings = lm.rank_in_terminal(rows, ranked)
+    else: write_jsonl(rankings, ranked)
+    found = dict(prompts=len(asked), rankings=len(rankings), pairs=len(lm.rankings_to_pairs(rankings)),
+                 left=len(rows)-len(rankings))
     return write_metrics(o, out, found, bad)
 
 # %% ../nbs/reference/commands.ipynb #5b8a13e2
@@ -597,7 +597,7 @@ def print_findings(
     data:list[str],         # files, folders or hf:NAME[:SPLIT]
     model:str=None,         # model that is to be trained; without one, the data alone is looked at
     valid:str='0.05',       # held-out data: a path, or a fraction of --data
-    method:str='full',      # full, last:N, gradual, lora[:R], prefix[:N], prompt[:N], seq_adapter[:R] or par_adapter[:R]
+    method:str='full',      # full, last:N, gradual, lora[:R], prefix[:N], prompt[:N], seq_adapter[:R], par_adapter[:R]
     seq_len:int=None,       # maximum tokens of a record (default: 256 for text, 512 for answers)
     lr:float=None,          # highest learning rate (default: by size and method)
     precision:Precision='auto',  # of the matrix products
@@ -613,9 +613,10 @@ def print_findings(
     for f in found: print(f)
     return found
 
+# %% ../nbs/reference/commands.ipynb #abbdb097
 def print_estimate(
     model:str,              # tiny, small, folder of a run or of a model, adapter folder, or hub name
-    method:str='full',      # full, head, last:N, gradual, lora[:R], prefix[:N], prompt[:N], seq_adapter[:R] or par_adapter[:R]
+    method:str='full',      # full, head, last:N, lora[:R], prefix[:N], prompt[:N], seq_adapter[:R], par_adapter[:R]
     bs:int=8,               # records of a batch
     n_acc:int=1,            # batches of a step
     seq_len:int=256,        # tokens of a record
@@ -633,11 +634,13 @@ def print_estimate(
     o = checked(print_estimate, locals(), 'estimate')
     check_options(o)
     steps = max_steps or tokens and -(-tokens//(bs*n_acc*seq_len))
-    asked = {k: v for k,v in o.items() if k not in ('command', 'max_steps', 'tokens')} | dict(model=model_dir(o['model']))
+    asked = {k: v for k,v in o.items() if k not in ('command', 'max_steps', 'tokens')}
+    asked['model'] = model_dir(model)
     found = lm.estimate(**asked, steps=steps)
     for line in lm.report(found, lm.memory_at_hand(device), **asked): print(line)
     return found
 
+# %% ../nbs/reference/commands.ipynb #2e97e36f
 @delegates(run_options)
 def world_files(
     out:str,                # folder that gets the files
@@ -751,6 +754,7 @@ def chat_in_terminal(
 
 # %% ../nbs/reference/commands.ipynb #6fd1f49a
 commands = dict(
-    pretrain=pretrain, finetune=finetune, sft=sft, merge=merge, make=make, evaluate=evaluate_model, loco=leave_clusters_out,
+    pretrain=pretrain, finetune=finetune, sft=sft, merge=merge, make=make, evaluate=evaluate_model,
+    loco=leave_clusters_out,
     collect=collect_rankings, reward=reward, dpo=dpo, ppo=ppo, generate=generate_text, chat=chat_in_terminal,
     predict=predict_file, doctor=print_findings, estimate=print_estimate, world=world_files, tour=tour_in_folder)

@@ -1,8 +1,8 @@
 """What commands share: options written once, and a check that they are what the signature says
 
-A command is a function with types, defaults and a comment beside each parameter; `lmft.cli` makes its options and its help
-from that. What several commands take stands here, once: they delegate to these functions (`fastcore.meta.delegates`), which
-do nothing but carry a signature.
+A command is a function with types, defaults and a comment beside each parameter; `lmft.cli` makes its options and its
+help from that. What several commands take stands here, once: they delegate to these functions
+(`fastcore.meta.delegates`), which do nothing but carry a signature.
 
 Docs: https://lmft-org.github.io/lmft/reference/options.html.md"""
 
@@ -72,7 +72,7 @@ def training_options(
 # %% ../nbs/reference/options.ipynb #5cf73e6f
 @delegates(training_options)
 def tuning_options(
-    method:str='full',         # full, head, last:N, gradual, lora[:R], prefix[:N], prompt[:N], seq_adapter[:R], par_adapter[:R]
+    method:str='full',  # full, head, last:N, gradual, lora[:R], prefix[:N], prompt[:N], seq_adapter[:R], par_adapter[:R]
     r:int=None,                # LoRA: rank (default: 8, or as in lora:R)
     alpha:float=None,          # LoRA: scale of the update, divided by the rank (default: twice the rank)
     dropout:float=0.,          # LoRA: share of its inputs that are dropped

@@ -1,7 +1,7 @@
 """A name that is no folder is looked up once, quickly, and the answer says what to do
 
-`--model mymodel` may be a folder that is not there, or a model on the hub. 🤗 would ask the hub ten times, for almost a minute. Here it
-is one try of a few seconds, and none for what is in the cache.
+`--model mymodel` may be a folder that is not there, or a model on the hub. 🤗 would ask the hub ten times, for almost
+a minute. Here it is one try of a few seconds, and none for what is in the cache.
 
 Docs: https://lmft-org.github.io/lmft/reference/hub.html.md"""
 
@@ -30,8 +30,9 @@ def check_hub(
     else:
         try: HfApi().model_info(name, timeout=5)
         except HFValidationError: why = 'it is no name on the hub either'
-        except HfHubHTTPError as e: why = f"the hub has no model of this name for you ({getattr(e.response, 'status_code', 'no answer')})"
-        except Exception as e: why = f'the hub cannot be reached ({str(e).splitlines()[0]})'     # of several network libraries
+        except HfHubHTTPError as e:
+            why = f"the hub has no model of this name for you ({getattr(e.response, 'status_code', 'no answer')})"
+        except Exception as e: why = f"the hub cannot be reached ({(str(e) or type(e).__name__).splitlines()[0]})"
     if why: raise LmftError(f'{here}, and {why}; give the folder of a model, or fetch it where there is a network '
                             'and set HF_HUB_OFFLINE=1')
 

@@ -1,7 +1,7 @@
 """Records in, the same records with classes, entities, answers or texts out, and nothing done twice after a kill
 
-A file of texts goes in and comes out with predictions. The records keep all of their fields. What a batch gave is written down before
-the next one begins, so a run that was killed goes on behind it and ends with the same file.
+A file of texts goes in and comes out with predictions. The records keep all of their fields. What a batch gave is
+written down before the next one begins, so a run that was killed goes on behind it and ends with the same file.
 
 Docs: https://lmft-org.github.io/lmft/reference/predicting.html.md"""
 
@@ -29,7 +29,8 @@ from .preferences import as_asked
 from sklearn.metrics import accuracy_score, f1_score
 
 # %% ../../nbs/reference/predicting.ipynb #53f3df8b
-tasks_of = dict(ForSequenceClassification='classify', ForTokenClassification='ner', ForQuestionAnswering='qa', ForCausalLM='generate')
+tasks_of = dict(ForSequenceClassification='classify', ForTokenClassification='ner', ForQuestionAnswering='qa',
+                ForCausalLM='generate')  # End of a class name → task
 heads_of = dict(classify='rows', ner='tokens', qa='spans', generate='causal')  # Task → head
 
 def _config(path, name='config.json'):
@@ -72,7 +73,8 @@ def rows_of(
     if not path.startswith('hf:') and not Path(path).exists(): raise LmftError(f'{path}: no such file')
     if not suffix and not path.startswith('hf:') and not Path(path).is_dir():
         raise LmftError(f"{path}: this format is not read; known are {' '.join(formats)}")
-    for place,row in dataset_rows(path if path.startswith('hf:') else Path(path)) if not suffix else formats[suffix](Path(path)):
+    src = path if path.startswith('hf:') else Path(path)
+    for place,row in formats[suffix](src) if suffix else dataset_rows(src):
         if not isinstance(row, BadRecord): rows.append(row)
         else: _leave_out(BadRecord(**{**dict(path=path), **place, **row.as_dict()}), on_bad, bad)
     if not rows: raise LmftError(f'{path}: holds no record')
@@ -132,10 +134,13 @@ def predict_records(
 ) -> list:         # Of dict: what each record gets
     "Class and its probability, or a text"
     if task=='classify':
-        names,exs = base_of(model).config.id2label,classify_examples([dict(text=r['text']) for r in records], tok, model, seq_len)
+        names,texts = base_of(model).config.id2label,[dict(text=r['text']) for r in records]
+        exs = classify_examples(texts, tok, model, seq_len)
         probs = [v[0].float().softmax(-1) for v in predict(model, tok, exs)]
         return [dict(prediction=names[p.argmax().item()], probability=round(p.max().item(), 6)) for p in probs]
-    if task=='generate': return [dict(completion=s) for s in generate(model, tok, [_prompt(r, tok) for r in records], **kwargs)]
+    if task=='generate':
+        said = generate(model, tok, [_prompt(r, tok) for r in records], **kwargs)
+        return [dict(completion=s) for s in said]
     raise LmftError(f'--task {task} is not predicted by this version')
 
 def _prompt(r, tok):
@@ -153,13 +158,16 @@ def free_file(
     "The file for predictions, if it is free, may be replaced, or was begun"
     out = Path(o['out'])
     if out.is_dir(): raise LmftError(f'{out}: is a folder; --out is a file here, such as {out}/predictions.jsonl')
-    if o['resume'] and o['overwrite']: raise LmftError('--resume goes on with a run, --overwrite replaces it; give one of them')
+    if o['resume'] and o['overwrite']:
+        raise LmftError('--resume goes on with a run, --overwrite replaces it; give one of them')
     own = {'.csv'} if str(o['data']).lower().removesuffix('.gz').endswith('.csv') else set()
-    if out.suffix.lower() not in {'.jsonl'} | own: raise LmftError(f"{out}: predictions are written as {' or '.join(sorted(own | {'.jsonl'}))}")
+    if out.suffix.lower() not in {'.jsonl'} | own:
+        raise LmftError(f"{out}: predictions are written as {' or '.join(sorted(own | {'.jsonl'}))}")
     if out.exists() and o['overwrite']: return out
-    if out.exists() and not o['resume']: raise LmftError(f'{out}: is there already; take another name or replace it with --overwrite')
+    if out.exists() and not o['resume']:
+        raise LmftError(f'{out}: is there already; take another name or replace it with --overwrite')
     if _part(out).exists() and not (o['resume'] or o['overwrite']):
-        raise LmftError(f'{out}: a run to this file was interrupted; go on with --resume or begin again with --overwrite')
+        raise LmftError(f'{out}: a run was interrupted; go on with --resume or begin again with --overwrite')
     return out
 
 def predict_in_parts(
@@ -178,7 +186,8 @@ def predict_in_parts(
     config = json.loads(json.dumps({k: v for k,v in config.items() if k not in ('resume', 'overwrite', 'out')}))
     done = read_lines(part) if resume else []
     if done and (odd := [k for k in config if done[0].get(k)!=config[k]]):
-        raise LmftError(f'--resume: this is another run: {odd[0]} was {done[0].get(odd[0])}, and now is {config[odd[0]]}')
+        was,now = done[0].get(odd[0]),config[odd[0]]
+        raise LmftError(f'--resume: this is another run: {odd[0]} was {was}, and now is {now}')
     if not done:
         part.parent.mkdir(parents=True, exist_ok=True)
         part.unlink(missing_ok=True)
@@ -203,7 +212,9 @@ def prediction_figures(
     both = [(r, p) for r,p in zip(records, found, strict=True) if r.get(label) not in (None, '')]
     if not both: return {}
     if task=='qa': return squad_scores([p['answer'] for _,p in both], [r for r,_ in both])
-    if task=='ner': return dict(entity_f1=entity_f1([p['tags'] for _,p in both], [r['tags'] for r,_ in both])) if 'tags' in both[0][1] else {}
+    if task=='ner':
+        if 'tags' not in both[0][1]: return {}
+        return dict(entity_f1=entity_f1([p['tags'] for _,p in both], [r['tags'] for r,_ in both]))
     true,said = [str(r['label']) for r,_ in both],[str(p['prediction']) for _,p in both]
     return dict(accuracy=accuracy_score(true, said), macro_f1=f1_score(true, said, average='macro'), labelled=len(both))
 
@@ -215,19 +226,23 @@ def write_predictions(
     bad:list=(),   # Records that were left out; listed beside `out`
 ) -> dict:         # How many records, and figures if they have labels
     "The rows with their predictions, all or nothing; a field that has the name of a prediction becomes `given_…`"
-    rows = [{f'given_{k}' if k in p else k: v for k,v in row.items()} | p for (row,_),p in zip(records, found, strict=True)]
+    def both(row, p): return {f'given_{k}' if k in p else k: v for k,v in row.items()} | p
+    rows = [both(row, p) for (row,_),p in zip(records, found, strict=True)]
     with atomic_write(out) as f:
         if out.suffix.lower()!='.csv': f.writelines(json.dumps(r, ensure_ascii=False, default=str)+'\n' for r in rows)
         else: f.write(_as_csv(rows))
     if bad:
-        with atomic_write(out.with_name(out.name+'.bad_records.jsonl')) as f: f.writelines(json.dumps(b.as_dict())+'\n' for b in bad)
+        with atomic_write(out.with_name(out.name+'.bad_records.jsonl')) as f:
+            f.writelines(json.dumps(b.as_dict())+'\n' for b in bad)
     _part(out).unlink(missing_ok=True)
-    return dict(records=len(rows), **prediction_figures([r for _,r in records], found, task), **(dict(bad_records=len(bad)) if bad else {}))
+    figures = prediction_figures([r for _,r in records], found, task)
+    return dict(records=len(rows), **figures, **(dict(bad_records=len(bad)) if bad else {}))
 
 def _as_csv(rows):
     "Rows as CSV; lists and dicts as JSON"
     text = io.StringIO(newline='')
     w = csv.DictWriter(text, [*dict.fromkeys(k for r in rows for k in r)], lineterminator='\n')
     w.writeheader()
-    w.writerows({k: json.dumps(v, ensure_ascii=False) if isinstance(v, (list, dict)) else v for k,v in r.items()} for r in rows)
+    def cell(v): return json.dumps(v, ensure_ascii=False) if isinstance(v, (list, dict)) else v
+    w.writerows({k: cell(v) for k,v in r.items()} for r in rows)
     return text.getvalue()
