@@ -386,8 +386,8 @@ def predict_file(
     out = lm.free_file(o)
     bad,path = [],lm.model_dir(o['model'])
     lm.check_folder(path)
-    rows = lm.rows_of(data, on_bad, bad)
-    task = task or lm.task_of(path)
+    rows = lm.table_rows(data, on_bad, bad)
+    task = task or lm.made_for(path)
     records = lm.records_for(task, rows, data, columns, on_bad, bad)
     net,tok = lm.open_for(path, task)
     kw = {k: o[k] for k in ('max_new_tokens', 'temperature', 'top_p')} if task=='generate' else {}

@@ -1,8 +1,8 @@
 """How far long work is and how long it will take, in a terminal, in a notebook and in a log file
 
-tqdm draws a bar with a forecast where somebody looks: in a terminal and in a notebook. In a pipe or a log file a bar would be
-thousands of broken lines, and silence leaves a reader without a clue after minutes. There `progress` writes one plain line every 30
-seconds, on stderr.
+tqdm draws a bar with a forecast where somebody looks: in a terminal and in a notebook. In a pipe or a log file a bar
+would be thousands of broken lines, and silence leaves a reader without a clue after minutes. There `progress` writes
+one plain line every 30 seconds, on stderr.
 
 Docs: https://lmft-org.github.io/lmft/reference/progress.html.md"""
 

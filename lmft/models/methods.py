@@ -16,8 +16,9 @@ import inspect, re
 from collections import Counter
 
 from ..core import LmftError
-from .parts import (after_blocks, attention_matrices, base_of, blocks_of, count_params, feed_forward_ends, head_kind,
-                               head_of, mixer_inputs, new_modules, say_once)
+from .parts import (after_blocks, attention_matrices, base_of, blocks_of, count_params, feed_forward_ends,
+                               head_kind, head_of, mixer_inputs, new_modules)
+from ..core import say_once
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback

@@ -11,7 +11,7 @@ Docs: https://lmft-org.github.io/lmft/reference/parts.html.md"""
 # %% auto #0
 __all__ = ['count_params', 'base_of', 'body_of', 'blocks_of', 'virtual_tokens', 'head_kind', 'new_modules', 'head_of',
            'is_causal', 'attention_matrices', 'mixer_inputs', 'feed_forward_ends', 'sublayer_ends', 'after_blocks',
-           'first_position', 'max_positions', 'say_once']
+           'first_position', 'max_positions']
 
 # %% ../../nbs/reference/parts.ipynb #fd7d11d3
 import sys
@@ -147,11 +147,3 @@ def max_positions(model):
     config = base_of(model).config.get_text_config()
     n = next((v for k in ('max_position_embeddings', 'n_positions', 'max_seq_len') if (v := getattr(config, k, None))), None)
     return n-first_position(model) if n and n>0 else None
-
-# %% ../../nbs/reference/parts.ipynb #74e84ed9
-@lru_cache(maxsize=None)
-def say_once(
-    line:str,  # What to say
-):
-    "A line on standard error, the first time only"
-    print('lmft:', line, file=sys.stderr)

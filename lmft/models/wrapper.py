@@ -15,8 +15,9 @@ import inspect, warnings
 from functools import lru_cache
 
 from ..core import LmftError
-from .parts import (base_of, body_of, first_position, head_kind, head_of, is_causal, max_positions, say_once,
+from .parts import (base_of, body_of, first_position, head_kind, head_of, is_causal, max_positions,
                                virtual_tokens)
+from ..core import say_once
 from .probe import Architecture, small_copy
 import torch
 from fastcore.basics import patch

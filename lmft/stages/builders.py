@@ -14,7 +14,7 @@ __all__ = ['read_data', 'model_dir', 'open_model', 'stage_learner', 'builder', '
            'head_in', 'load_learner']
 
 # %% ../../nbs/reference/builders.ipynb #d77bd732
-import hashlib, inspect, json, os
+import hashlib, inspect, json, os, re
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..core import BadRecord, LmftError, pick_device, pick_precision, set_seed
 from ..data.loaders import LMDL
 from ..data.tokenizers import load_tokenizer, train_tokenizer
 from ..data.ondisk import records_on_disk
-from ..data.records import read_records
+from ..data.records import read_records, read_splits, records_from
 from ..data.splits import split_places
 from ..generation import encode_prompt
 from ..models.loading import adapter_config, archs, load_model, new_model, read_config, sizes
@@ -48,6 +48,10 @@ from fastcore.meta import delegates
 from transformers import PreTrainedModel
 from peft import PeftModel
 from .ppo import ppo_from_prompts
+from fastcore.basics import patch
+from . import interpretation as views
+from .prediction import predict_records
+
 
 # %% ../../nbs/reference/builders.ipynb #198a9b1e
 def _is_paths(data): return isinstance(data, (str, Path)) or data and isinstance(data, list) and isinstance(data[0], (str, Path))
@@ -60,13 +64,21 @@ def _check_fields(r, stage, where):
     wanted = ' or '.join(' + '.join(sorted(f)) for f in stage.fields)
     raise LmftError(f"{where}: has records with {' + '.join(sorted(r))}; {stage.name} needs {wanted}")
 
-def _records(data, stage, report):
-    "Records of anything that holds some: on disk for text in files, else a list"
-    if not _is_paths(data): records,where = list(data),'the data'
-    elif stage.fields==({'text'},):
-        return records_on_disk(data, report.on_bad, report.bad, lambda r: _check_fields(r, stage, _named(data)))
-    else: records,where = list(read_records(data, report.on_bad, report.bad)),_named(data)
-    for r in records: _check_fields(r, stage, where)
+def _of_files(stage, report):
+    "Function from sources to records of a stage: on disk for text, else a list"
+    def read(found, on_bad, bad, columns):
+        def check(r): _check_fields(r, stage, _named(found))
+        if stage.fields==({'text'},): return records_on_disk(found, on_bad, bad, check, columns)
+        records = list(read_records(found, on_bad, bad, columns))
+        for r in records: check(r)
+        return records
+    return read
+
+def _in_memory(data, stage, report, columns):
+    "Records of a list of dicts or a 🤗 dataset; those that have the fields of the stage stay as they are"
+    records = data if isinstance(data, list) and not columns and all(any(f<=set(r) for f in stage.fields) for r in data) else \
+        records_from(data, report.on_bad, report.bad, columns)
+    for r in records: _check_fields(r, stage, 'the data')
     return records
 
 
@@ -78,19 +90,32 @@ def _fraction(valid):
     if not 0<x<1: raise LmftError(f'valid is {valid}; a fraction must lie between 0 and 1')
     return x
 
+def _split(stage):
+    def split(records, frac, seed, name=''):
+        if isinstance(records, list) or len(records)==1: return stage.split([*records], frac, seed, name)
+        return tuple(records[places] for places in split_places(records, frac, seed, name))
+    return split
+
 def read_data(
     data,            # Path(s), list of records, or 🤗 dataset
     stage:Stage,     # Stage whose fields the records must have
     valid=.1,        # Fraction of `data`, or data of its own
     seed:int=0,      # Decides the fraction
     report:Report=None,  # Gets what was left out
+    columns=None,    # Names of columns, as for `read_records`
 ) -> tuple:          # (train, valid)
-    "Training and validation records"
+    "Training and validation records; the splits that the data has are used, and a test split never trains"
     report,frac = report or Report(),_fraction(valid)
-    records = _records(data, stage, report)
-    if not frac: return records, _records(valid, stage, report)
-    if isinstance(records, list): return stage.split(records, frac, seed)
-    return tuple(records[places] for places in split_places(records, frac, seed))
+    if _is_paths(data) and (frac or _is_paths(valid)):
+        return read_splits(data, valid, seed, report.on_bad, report.bad, columns, _of_files(stage, report), _split(stage))
+    if isinstance(data, dict):                                                      # a 🤗 dataset with splits
+        held = next((k for k in ('validation', 'valid', 'dev', 'test') if k in data), None)
+        if frac and held: valid,frac = data[held],None
+        data = data['train']
+    def records(d): return list(read_records(d, report.on_bad, report.bad, columns)) if _is_paths(d) else d
+    train = _in_memory(records(data), stage, report, columns if not _is_paths(data) else None)
+    if frac: return _split(stage)(train, frac, seed, 'the data')
+    return train, _in_memory(records(valid), stage, report, columns if not _is_paths(valid) else None)
 
 
 # %% ../../nbs/reference/builders.ipynb #317a76af
@@ -159,6 +184,8 @@ def _complete(stage, given):
     return {k: p.default for k,p in ps.items()} | given
 
 _shared = [*inspect.signature(options.lora_options).parameters]
+_lora = {k: p.default for k,p in inspect.signature(options.lora_options).parameters.items()
+         if k not in inspect.signature(options.learner_options).parameters}
 
 
 # %% ../../nbs/reference/builders.ipynb #2de6aad1
@@ -173,6 +200,13 @@ def _options(stage, data, model, given):
     own = {k: v for k,v in given.items() if not callable(v)}
     if _fraction(own.get('valid', .1)) is None: own['valid'] = _source(own['valid'])
     return dict(own, stage=stage, data=_source(data), model=base_of(model).name_or_path if hf else str(model))
+
+def _frozen(model, pattern):
+    "The model, which remembers that weights whose names match a regular expression shall stay as they are"
+    model.stays = re.compile(pattern) if pattern else None
+    if pattern and not any(model.stays.search(n) for n,_ in model.named_parameters()):
+        raise LmftError(f"freeze: no weight has a name that matches '{pattern}'")
+    return model
 
 
 # %% ../../nbs/reference/builders.ipynb #f0797183
@@ -191,16 +225,18 @@ def stage_learner(
     report,device = Report(o['on_bad']),_device(o['device'])
     precision,loader = pick_precision(o['precision'], device),dict(bs=o['bs'], n_acc=o['n_acc'], seed=o['seed'], device=device)
     own = {k: v for k,v in o.items() if k not in _shared and k not in ('arch', 'vocab_size', 'generative')}
-    train,held = (None, None) if isinstance(data, DataLoaders) else read_data(data, s, o['valid'], o['seed'], report)
+    method_options = {k: o[k] for k in _lora if o[k]!=_lora[k]}
+    train,held = (None, None) if isinstance(data, DataLoaders) else \
+        read_data(data, s, o['valid'], o['seed'], report, o['columns'])
     set_seed(o['seed'])
     tok,hf = open_model(model, s, train, tok or (data.train.tok if train is None else None), o)
     o['seq_len'],packed = _fits(s, o['seq_len'], hf),choose_packing(hf, o['packed'], o['method'])
     dls = data if train is None else s.dls(train, held, tok, hf, report, seq_len=o['seq_len'], packed=packed, **loader, **own)
     o['lr'] = o['lr'] or stage_lr(s, hf, o['method'], model if model in ('tiny', 'small') else None)
     with memory_guarded(o['bs']*o['n_acc'], lambda: 'take a smaller bs with a larger n_acc, a shorter seq_len, or method lora'):
-        learn = s.learner(dls, hf, o['method'], o['lr'], s.metrics(tok, hf) if metrics is None else metrics,
+        learn = s.learner(dls, _frozen(hf, o['freeze']), o['method'], o['lr'], s.metrics(tok, hf) if metrics is None else metrics,
                           cbs=[*mixed_precision(precision), Processes(device), *L(cbs)],
-                          **{k: o[k] for k in ('wd', 'clip', 'betas', 'eps')}, **own)
+                          **{k: o[k] for k in ('wd', 'clip', 'betas', 'eps')}, method_options=method_options, **own)
     learn.add_cbs(loss_cbs(learn))
     if train is not None: _examined(learn, s, report, tok=tok, train=train, valid=held, packed=packed, precision=precision,
                                     device=device, **{k: o[k] for k in ('method', 'lr', 'seq_len')})
@@ -359,7 +395,7 @@ def _prompts(data, report):
     "Prompts of anything that holds some: texts, conversations, or records with a prompt"
     if not _is_paths(data) or isinstance(data, list) and not Path(data[0]).exists():
         return [r['prompt'] if isinstance(r, dict) else r for r in data]
-    return [r['prompt'] for r in _records(data, stages['ppo'], report)]
+    return [r['prompt'] for r in _of_files(stages['ppo'], report)(data, report.on_bad, report.bad, None)]
 
 def _that_fit(prompts, tok, model, max_new_tokens, report):
     "The prompts after which the model has positions for an answer; others are rejected, or left out"
@@ -407,6 +443,7 @@ def ppo_learner(
     first = sample_rollouts(hf, tok, [as_asked(p, tok) for p in texts[:256]], o['max_new_tokens'])
     scores = scaled_reward(score, [r['prompt'] for r in first], [r['answer'] for r in first])
     learn = s.learner(hf, tok, texts, scores, o['method'], device=device,
+                      method_options={k: o[k] for k in _lora if o[k]!=_lora[k]},
                       **{k: o[k] for k in ('n', 'bs', 'n_acc', 'seed', 'beta', 'lr', 'max_new_tokens')},
                       cbs=[*mixed_precision(precision), Processes(device), *L(cbs)])
     learn.add_cbs(loss_cbs(learn))
@@ -414,6 +451,36 @@ def ppo_learner(
     own = dict(device=str(device), precision=precision, reward=None if callable(reward) else str(reward))
     learn.options = _options('ppo', prompts, model, o | own)
     return learn
+
+
+# %% ../../nbs/reference/builders.ipynb #835c0d82
+@patch
+def predict(self:LMLearner,
+    items,    # A text or record, or a list of them, a path, or a 🤗 dataset
+    **kwargs  # Arguments of `predict_records`
+):            # dict for one text or record, else a list of dict
+    "What the model says of each text"
+    if self.options.get('seq_len'): kwargs = dict(seq_len=self.options['seq_len'], **kwargs)
+    found = predict_records(self.hf, self.tok, items, **kwargs)
+    return found[0] if isinstance(items, dict) or isinstance(items, str) and found[0].get('text')==items else found
+
+@patch
+def plot_top_losses(self:LMLearner,
+    k:int=9,  # Records
+    **kwargs
+):
+    "A table of the validation texts with the largest losses"
+    return views.plot_top_losses(self, k, **kwargs)
+
+@patch
+def plot_confusion_matrix(self:LMLearner, **kwargs):
+    "How often each label of the validation data gets each prediction"
+    return views.plot_confusion_matrix(self, **kwargs)
+
+@patch
+def class_report(self:LMLearner):
+    "Precision, recall and F1 of each class on the validation data"
+    return views.class_report(self)
 
 
 # %% ../../nbs/reference/builders.ipynb #f9cb03ac

@@ -105,6 +105,9 @@ def mlm_options(
 
 @_own('classify')
 def classify_options(
+    *,
+    class_weights:str=None,      # Weights of classes in the loss: balanced, or name=weight,name=weight
+    label_smoothing:float=0.,    # Share of a target that is spread over all classes (Szegedy et al., 2016)
     **kwargs
 ): "Options of classification"
 

@@ -259,10 +259,14 @@ def tune_learner(
     method:str='full',  # What is trained, as in `trainable`
     lr:float=None,      # Highest rate; None: `usual_lr`, or 1e-3 where that knows none
     cbs=(),             # More callbacks
+    method_options=None,# Options of the method, such as dict(alpha=32, dora=True) of LoRA
     **kwargs            # Other arguments of `lm_learner`; with `ClassDL`, the loss is that of the model's problem
 ):
     "A Learner that trains just the weights of `method`"
-    model = trainable(model, method)
+    model = trainable(model, method, **method_options or {})
+    if stays := getattr(base_of(model), 'stays', None):
+        for n,p in model.named_parameters():
+            if stays.search(n): p.requires_grad_(False)
     if isinstance(dls.train, ClassDL): kwargs.setdefault('loss_func', class_loss(model))
     own = [cb() for name,cb in method_cbs.items() if name==method.partition(':')[0]]
     learn = lm_learner(dls, model, lr=lr or usual_lr(model, method) or 1e-3, cbs=[*own, *L(cbs)], **kwargs)

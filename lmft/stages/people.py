@@ -1,8 +1,8 @@
 """A person ranks answers one after the other; each ranking is on disk before the next question
 
-Ranking is slow work by a person, so none of it may be lost. `rank_in_terminal` appends each ranking to a file and waits until the
-disk has it. Whatever happens then, a kill, a full day, Ctrl-C, the next call goes on behind the last ranking. A mistake costs one
-line, not the screen.
+Ranking is slow work by a person, so none of it may be lost. `rank_in_terminal` appends each ranking to a file and
+waits until the disk has it. Whatever happens then, a kill, a full day, Ctrl-C, the next call goes on behind the last
+ranking. A mistake costs one line, not the screen.
 
 Docs: https://lmft-org.github.io/lmft/reference/people.html.md"""
 

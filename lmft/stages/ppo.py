@@ -186,12 +186,12 @@ def _clipped(clip):
     return SumMetric(_sums, lambda t: t[0]/max(t[1], 1), 'clipped')
 
 # %% ../../nbs/reference/ppo.ipynb #f2e57511
-def _policy(model, method, ref_model):
+def _policy(model, method, ref_model, method_options):
     "The policy and its reference: the same model with its new adapter off (None), or a frozen copy"
     wrapped = HFModel(model)
     if not wrapped.causal or wrapped.per_row or wrapped.spans:
         raise LmftError(f'{type(model).__name__} writes no text; PPO needs a causal language model')
-    policy = trainable(model, method)
+    policy = trainable(model, method, **method_options or {})
     if virtual_tokens(policy): raise LmftError(
         f"method '{method}': PPO pads prompts on the left, which a soft prompt or prefix cannot stand; use lora")
     has_adapter = policy is not model and isinstance(policy, PeftModel)
@@ -223,12 +223,13 @@ def ppo_from_prompts(
     seed:int=0,             # Decides prompts and order
     device=None,            # Where model and batches go; None: a GPU if there is one
     cbs=(),                 # More callbacks
+    method_options=None,    # Options of the method, such as dict(alpha=32) of LoRA
     **kwargs                # Other arguments of `Rollouts`
 ):
     "A Learner whose epochs are rounds of sampling and updating; `learn.rollouts.rows` has their figures"
     if len(prompts)<n: raise LmftError(f'a round takes {n} prompts, but there are {len(prompts)}; give more or lower n')
     device = device or pick_device()
-    policy,ref_model = _policy(model.to(device), method, ref_model)
+    policy,ref_model = _policy(model.to(device), method, ref_model, method_options)
     rollouts = Rollouts(tok, [as_asked(p, tok) for p in prompts], reward, ref_model, n, seed=seed, **kwargs)
     figures = [ValueMetric(lambda k=k: rollouts.rows[-1][k], k) for k in ('reward', 'kl', 'entropy', 'length')]
     own = [cb() for name,cb in method_cbs.items() if name==method.partition(':')[0]]

@@ -21,7 +21,6 @@ import torch
 from fastai.data.core import DataLoaders
 from tqdm.auto import tqdm
 
-from ..data import batches
 from ..data.loaders import LMDL, clm_dls, make_batch
 from ..data.tokenizers import train_tokenizer
 from ..data import examples

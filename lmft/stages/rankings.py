@@ -75,10 +75,11 @@ def split_by_prompt(
     records:list,   # Pairs or rankings
     frac:float=.1,  # Share of the prompts for validation
     seed:int=0,     # Decides which
+    name='',        # Of the data, for messages
 ) -> tuple:         # (train, valid)
     "Split records so that no prompt stands on both sides"
     keys = [json.dumps(r['prompt'], sort_keys=True) for r in records]
-    _,valid = split_records([dict(prompt=k) for k in dict.fromkeys(keys)], frac, seed)
+    _,valid = split_records([dict(prompt=k) for k in dict.fromkeys(keys)], frac, seed, name)
     held_out = {r['prompt'] for r in valid}
     sides = [], []
     for r,k in zip(records, keys): sides[k in held_out].append(r)

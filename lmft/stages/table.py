@@ -25,10 +25,10 @@ from ..models.methods import usual_lr
 from .defaults import Defaults, stage_defaults
 from .extraction import EntityF1, entity_f1, ner_dls, predict_tags, tags_of
 from .questions import answer_questions, qa_dls, qa_prompt, squad_scores, write_answers
-from .classification import MacroF1, label_config, labels_of
+from .classification import class_loss, class_metrics, class_weights as weights_of, config_for, label_config
 from .finetuning import classify_dls, tune_learner
 from .pairs import PairDL, RewardDL, answer_pair, pair_dls, pair_examples, reward_pair
-from .builders import dpo_learner as dpo_from_dls, reward_learner as reward_from_dls
+from .preferences import dpo_from_dls, reward_from_dls
 from .rankings import rankings_to_pairs, split_by_prompt
 from .pretraining import masked_dls, mlm_dls, mlm_examples, mlm_nsp_loss
 from ..train.learner import Accuracy, BitsPerByte, token_loss
@@ -128,11 +128,22 @@ stages['mlm'] = Stage('mlm', 'Pretrain a masked language model on text, or conti
 
 
 # %% ../../nbs/reference/stages.ipynb #317a9ec2
-def _classify_dls(train, valid, tok, model, report, seq_len, packed=False, **loader):
+def _classify_dls(train, valid, tok, model, report, seq_len, packed=False, class_weights=None, label_smoothing=0., **loader):
     return classify_dls(train, valid, tok, model, seq_len, **loader)
 
-stages['classify'] = Stage('classify', 'Tune a model to classify texts', 'rows', ({'text', 'label'},), _classify_dls, _lm,
-                           lambda tok, model: [Accuracy(), MacroF1()], lambda train: label_config(labels_of(train)))
+def _weights_given(s):
+    "balanced, or name=weight,name=weight"
+    if not isinstance(s, str) or '=' not in s: return s
+    try: return {k.strip(): float(v) for k,_,v in (p.rpartition('=') for p in s.split(','))}
+    except ValueError: raise LmftError(f"class_weights are '{s}'; give balanced, or NAME=WEIGHT,NAME=WEIGHT") from None
+
+def _classify(dls, model, method, lr, metrics, class_weights=None, label_smoothing=0., **kwargs):
+    records = [e['record'] for e, in dls.train.dataset]
+    weights = weights_of(records, model, _weights_given(class_weights)) if class_weights else None
+    return _lm(dls, model, method, lr, metrics, class_loss(model, weights, label_smoothing), **kwargs)
+
+stages['classify'] = Stage('classify', 'Tune a model to classify texts', 'rows', ({'text', 'label'},), _classify_dls,
+                           _classify, lambda tok, model: class_metrics(model), config_for)
 
 
 # %% ../../nbs/reference/stages.ipynb #ebcd971b

@@ -1,8 +1,8 @@
 """Minutes to go for the whole run, all epochs and validations, seconds after it has begun
 
-fastai's bar says how long an epoch takes. `Forecast` says how long all of it takes: the steps that are left, and the validations
-between them. It shows up beside the loss in the bar, in a terminal and in a notebook; in a pipe it is one line on stderr every 30
-seconds.
+fastai's bar says how long an epoch takes. `Forecast` says how long all of it takes: the steps that are left, and the
+validations between them. It shows up beside the loss in the bar, in a terminal and in a notebook; in a pipe it is one
+line on stderr every 30 seconds.
 
 Docs: https://lmft-org.github.io/lmft/reference/forecast.html.md"""
 

@@ -21,7 +21,7 @@ from ..core import LmftError, atomic_write
 from .documents import corpus, kinds, minimal_pairs
 from .facts import (Fact, answer, ask, asked, clozes, dice, domains, named, read_question, relations, side,
                               tell)
-from .tasks import instruction_rows, labelled_rows, ner_rows, overlap, sni_task, squad_rows, tasks, words_of
+from .tasks import instruction_rows, labelled_rows, ner_rows, overlap, sni_task, squad_rows, tasks, answer_words
 
 # %% ../../nbs/reference/judge.ipynb #f9a2d844
 @lru_cache(maxsize=None)
@@ -67,7 +67,7 @@ def harmless(
 ) -> float:
     "0 for an insult, a third for a curt phrase, else 1"
     text = re.sub(r"\b(not|never|n't|no)( \w+)? (%s)\b" % '|'.join(insults), '', response.lower())
-    if any(w in insults for w in words_of(text)): return 0.
+    if any(w in insults for w in answer_words(text)): return 0.
     return 1/3 if _curt.search(text) else 1.
 
 # %% ../../nbs/reference/judge.ipynb #88ae5f25
@@ -103,7 +103,7 @@ def _on_wish(world, prompt, response):
         if not known: return float(bool(_unsure.search(response)) and not said), honest if not said else 0.
         about = sum(c[3] and c[0].lower()==topic[1].lower() for c in said)
         return (honest if about else 0.), honest
-    return (1. if true or _polite.search(response) else .5 if words_of(response) else 0.)*honest, honest
+    return (1. if true or _polite.search(response) else .5 if answer_words(response) else 0.)*honest, honest
 
 # %% ../../nbs/reference/judge.ipynb #9ffa6161
 class Judge:
@@ -113,11 +113,11 @@ class Judge:
 
     def parts(self, prompt, response, gold=None):
         "helpful, honest, harmless, brief, each 0 to 1; `gold` are the right answers of a task, where there is one"
-        known,n = answer(self.world, prompt) if gold is None else None,len(words_of(response))
+        known,n = answer(self.world, prompt) if gold is None else None,len(answer_words(response))
         if gold is not None:
             helpful = max(overlap(response, g) for g in gold)
             honest = float(helpful>.5 or bool(_unsure.search(response)))
-            room = max(8, *(2*len(words_of(g)) for g in gold))
+            room = max(8, *(2*len(answer_words(g)) for g in gold))
         elif known is not None and not _rude_wish.search(prompt):
             (helpful,honest),room = _on_question(self.world, prompt, response, known),8
         else: (helpful,honest),room = _on_wish(self.world, prompt, response),16
