@@ -20,7 +20,7 @@ from inspect import signature
 from pathlib import Path
 
 from .check.estimate import as_options, estimate, mend
-from .core import LmftError, _remove, say_once, atomic_write, pick_device, pick_precision
+from .core import LmftError, _remove, say_once, atomic_write, write_jsonl, pick_device, pick_precision
 from .data.loaders import clm_dls
 from .data.files import fingerprint
 from .data.records import read_records
