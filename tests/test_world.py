@@ -97,7 +97,8 @@ def test_shapes_round_trip(files):
     world,read = World(0),lambda name: list(read_records(out/name))
     def only(rows, fields): return [{k: r[k] for k in fields.split()} for r in rows]
     assert read('ner/train.conll')==ner_rows(world, 120)
-    assert read('squad/train.json')==only(squad_rows(world, 120), 'id context question answers')
+    squad = only(squad_rows(world, 120), 'id context question answers')
+    assert read('squad/train.json')==[dict(r, source='moves') for r in squad]              # the title of their article
     assert read('preferences/rankings_train.jsonl')==only(ranking_rows(world, 120), 'prompt responses ranks')
     assert read('instructions/train.jsonl')==only(instruction_rows(world, 30), 'instruction input output')
     for name,t in tasks.items():

@@ -1,7 +1,7 @@
 """Labels, tagged words, answers in a context, and tasks with references as records
 
-Somebody has read these texts and marked them: a class, a number, a tag a word, an answer and where it stands. A mark that
-does not fit its text trains a model on nonsense, and no loss curve shows it; so each is checked here.
+Somebody has read these texts and marked them: a class, a number, a tag a word, an answer and where it stands. A
+mark that does not fit its text trains a model on nonsense, and no loss curve shows it; so each is checked here.
 
 Docs: https://lmft-org.github.io/lmft/reference/annotations.html.md"""
 
@@ -26,7 +26,8 @@ def label_in(
     if isinstance(y, str): return text_in(dict(label=y), 'label').strip()
     if isinstance(y, bool): return str(y)
     if not (type(y) is int and y>=0 or isinstance(y, float) and math.isfinite(y)):
-        raise BadRecord(f'is {show_value(y)}', field='label', mend='give a class name, a whole number from 0 up, or a number with a point')
+        raise BadRecord(f'is {show_value(y)}', field='label',
+                        mend='give a class name, a whole number from 0 up, or a number with a point')
     return y
 
 # %% ../../nbs/reference/annotations.ipynb #1d63c1f7
@@ -69,7 +70,8 @@ def _squad(r):
     for text,start in spans:
         there = context[start:start+len(text)] if type(start) is int and start>=0 else ''
         if there!=text:
-            why = f'{of}: {show_value(text)} does not stand at {show_value(start)} in the context, where {show_value(there)} is'
+            why = (f'{of}: {show_value(text)} does not stand at {show_value(start)} in the context, '
+                   f'where {show_value(there)} is')
             raise BadRecord(why, field='answers', mend='correct answer_start or take the question out')
     return dict(id=key, context=context, question=text_in(r, 'question'),
                 answers=dict(text=[t for t,_ in spans], answer_start=[s for _,s in spans]))
@@ -106,7 +108,8 @@ def _tagged(r):
         raise BadRecord('does not fit to tokens', field='tags', mend='give two lists of the same length')
     for token in tokens: text_in(dict(token=token), 'token')
     if any(type(t) is int for t in tags):
-        raise BadRecord('holds numbers', field='tags', mend='give names such as B-PER; a 🤗 dataset with ClassLabel brings them along')
+        raise BadRecord('holds numbers', field='tags',
+                        mend='give names such as B-PER; a 🤗 dataset with ClassLabel brings them along')
     return dict(tokens=tokens, tags=usual_tags(tags))
 
 # %% ../../nbs/reference/annotations.ipynb #a46aa7bb

@@ -1,7 +1,7 @@
 """Which files a path stands for, which of them are for training, and a hash of what they hold
 
-One door for all formats, and for folders: a folder with `train`, `validation` and `test` is taken as such, by the names that
-🤗 datasets knows, so that a test set is never trained on because it lay beside the rest.
+One door for all formats, and for folders: a folder with `train`, `validation` and `test` is taken as such, by the names
+that 🤗 datasets knows, so that a test set is never trained on because it lay beside the rest.
 
 Docs: https://lmft-org.github.io/lmft/reference/files.html.md"""
 
@@ -20,8 +20,8 @@ from .lines import abc_rows, conll_rows, open_file, txt_rows
 from .tables import csv_rows, dataset_rows, dataset_splits, parquet_rows
 
 # %% ../../nbs/reference/files.ipynb #2c7b6959
-formats = {'.txt': txt_rows, '.jsonl': jsonl_rows, '.json': json_rows, '.csv': csv_rows, '.tsv': csv_rows, '.parquet': parquet_rows,
-           '.conll': conll_rows, '.abc': abc_rows}  # Suffix (also with .gz, Parquet apart) → reader of rows
+formats = {'.txt': txt_rows, '.jsonl': jsonl_rows, '.json': json_rows, '.csv': csv_rows, '.tsv': csv_rows,
+           '.parquet': parquet_rows, '.conll': conll_rows, '.abc': abc_rows}  # Suffix (or .gz, Parquet apart) → reader
 
 def suffix_of(path:Path):
     "The suffix of a file that can be read, without '.gz'; None for all others"
@@ -37,9 +37,11 @@ def rows_of(
     return dataset_rows(src) if isinstance(src, str) or src.is_dir() else formats[suffix_of(src)](src)
 
 # %% ../../nbs/reference/files.ipynb #9a540df4
-_words = dict(train=['train', 'training'], validation=['validation', 'valid', 'dev', 'val'], test=['test', 'testing', 'eval', 'evaluation'])
+_words = dict(train=['train', 'training'], validation=['validation', 'valid', 'dev', 'val'],
+              test=['test', 'testing', 'eval', 'evaluation'])
 _signs = '-._ 0-9'
-_named = {split: re.compile(rf"(?P<before>.*[{_signs}])?(?:{'|'.join(words)})[{_signs}]") for split,words in _words.items()}
+_named = {split: re.compile(rf"(?P<before>.*[{_signs}])?(?:{'|'.join(words)})[{_signs}]")
+          for split,words in _words.items()}
 
 def split_of(
     name:str,     # Of a file or folder
@@ -63,24 +65,30 @@ def _walk(p):
     return [p] if p.is_file() or _is_saved(p) else [f for q in _inside(p) for f in _walk(q)]
 
 # %% ../../nbs/reference/files.ipynb #ed27deae
+def _split_called(name):
+    "The split of a dataset whose own split has this name"
+    return next((split for split,words in _words.items() if name in words), None)
+
 def _sides(folder):
     "The sources of a folder by split; what is of none of its splits is `left_out`"
     if _is_saved(folder):
         splits = dataset_splits(folder)
         if 'train' not in splits: return dict(train=[folder])
-        return _by_split({k: [v] for k,v in splits.items()}, {k: next((s for s,w in _words.items() if k in w), None) for k in splits})
+        return _by_split({k: [v] for k,v in splits.items()}, {k: _split_called(k) for k in splits})
     entries = {p: _walk(p) for p in _inside(folder)}
     entries = {p: files for p,files in entries.items() if files}
     names = {p: split_of(p.name) for p in entries}
     if not {'validation', 'test'} & set(names.values()) or 'train' not in names.values():
         names = {p: split_of(p.name, begins=True) for p in entries}
-        if set(names.values())<={None, 'train'} or len(entries)==1: return _merged([_sides(p) if p.is_dir() else dict(train=[p]) for p in entries])
+        if set(names.values())<={None, 'train'} or len(entries)==1:
+            return _merged([_sides(p) if p.is_dir() else dict(train=[p]) for p in entries])
     if 'train' not in names.values(): names = {p: k or 'train' for p,k in names.items()}
     return _by_split(entries, names)
 
 def _by_split(entries, names):
     "The sources of `entries` under the name of their split"
-    return {k or 'left_out': [f for p,files in entries.items() if names[p]==k for f in files] for k in dict.fromkeys(names.values())}
+    return {k or 'left_out': [f for p,files in entries.items() if names[p]==k for f in files]
+            for k in dict.fromkeys(names.values())}
 
 def _merged(sides):
     "Several dicts of lists as one"
@@ -89,7 +97,7 @@ def _merged(sides):
 # %% ../../nbs/reference/files.ipynb #c091c293
 def find_splits(
     paths,  # File, folder or 'hf:NAME[:SPLIT]', or a list of them
-) -> dict:  # 'train', and where there are some 'validation', 'test' and 'left_out' → sources: files and saved datasets (`Path`), 'hf:…'
+) -> dict:  # 'train', 'validation', 'test' and 'left_out', those there are → files, saved datasets (`Path`), 'hf:…'
     "What `paths` stand for, by split; a file that is named is for training, whatever it is called"
     known = f"known are {' '.join(formats)}, gzip of all but .parquet, folders, and hf:NAME[:SPLIT]"
     found = []
@@ -109,7 +117,7 @@ def _hub_sides(name):
     "The splits of a dataset of the hub; one without a split `train` is left to the reader, which says what it has"
     splits = dataset_splits(name)
     if 'train' not in splits: return dict(train=[name])
-    return _by_split({k: [v] for k,v in splits.items()}, {k: next((s for s,w in _words.items() if k in w), None) for k in splits})
+    return _by_split({k: [v] for k,v in splits.items()}, {k: _split_called(k) for k in splits})
 
 # %% ../../nbs/reference/files.ipynb #31244fbd
 def sources(
@@ -120,11 +128,13 @@ def sources(
     own = {k: v for k,v in splits.items() if v and k!='left_out'}
     if len(own)>1 and not own.get('train'):
         held = next(iter(own.values()))[0]
-        raise LmftError(f"{held.parent if isinstance(held, Path) else held}: has no split train, but {', '.join(own)}; name one, such as {held}")
+        where = held.parent if isinstance(held, Path) else held
+        raise LmftError(f"{where}: has no split train, but {', '.join(own)}; name one, such as {held}")
     name = 'train' if own.get('train') else next(iter(own))
     for k,others in splits.items():
-        if k!=name and others: say_once(f"{', '.join(map(str, others[:3]))}{', …' if others[3:] else ''}: "
-                                        f"{'of no split, ' if k=='left_out' else f'the {k} split, '}not read with the {name} split")
+        if k==name or not others: continue
+        shown = ', '.join(map(str, others[:3]))+(', …' if others[3:] else '')
+        say_once(f"{shown}: {'of no' if k=='left_out' else f'the {k}'} split, not read with the {name} split")
     return own[name]
 
 # %% ../../nbs/reference/files.ipynb #a349d602
@@ -142,6 +152,6 @@ def digest(src) -> str:
 def fingerprint(
     paths,  # As for `read_records`
 ) -> str:   # 16 hexadecimal digits
-    "A short hash of the content of all splits of the data, whatever its file names and their order; reads it once, in small blocks"
+    "A short hash of the content of all splits, whatever the file names and their order; reads it once, in small blocks"
     found = [digest(s) for split,some in find_splits(paths).items() if split!='left_out' for s in some]
     return hashlib.sha256(''.join(sorted(found)).encode()).hexdigest()[:16]

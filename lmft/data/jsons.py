@@ -1,7 +1,7 @@
 """Lines, arrays and nested files of JSON as rows, in a stream that holds one value at a time
 
-JSON comes as one object a line, as one array, or as one object that nests its records. None of them is loaded whole if it
-can be read as a stream, and an error says the line.
+JSON comes as one object a line, as one array, or as one object that nests its records. None of them is loaded whole if
+it can be read as a stream, and an error says the line.
 
 Docs: https://lmft-org.github.io/lmft/reference/jsons.html.md"""
 
@@ -153,8 +153,8 @@ def _object_rows(path):
     if doc and all(isinstance(v, list) for v in doc.values()) and not _lists & set(doc): return _column_rows(doc)
     try: shape_of(doc)
     except BadRecord:
-        raise LmftError(f"{path}: is one object ({field_names(doc, 3)}, …), not records; give an array, SQuAD's data, "
-                        'or Instances of a task; in a folder, name the files that hold records') from None
+        raise LmftError(f"{path}: is one object ({field_names(doc, 3)}, …), not records; give an array, SQuAD's "
+                        'data, or Instances of a task; in a folder, name the files that hold records') from None
     return iter([(dict(record=1), doc)])
 
 # %% ../../nbs/reference/jsons.ipynb #3d8ebc2a
@@ -163,7 +163,8 @@ _lists = {'tokens', 'messages', 'conversations', 'prompt', 'chosen', 'rejected',
 def _column_rows(doc):
     "The rows of an object of columns"
     if len({len(v) for v in doc.values()})>1:
-        raise BadRecord(f'the columns ({field_names(doc)}) are of different length', mend='give each record a value in each')
+        raise BadRecord(f'the columns ({field_names(doc)}) are of different length',
+                        mend='give each record a value in each')
     yield from ((dict(record=n), dict(zip(doc, values))) for n,values in enumerate(zip(*doc.values()), 1))
 
 # %% ../../nbs/reference/jsons.ipynb #66a602cd

@@ -1,7 +1,7 @@
 """Validation that can be believed: every class on both sides, no document on two
 
-Some records are kept away from training, to measure on. The measure is worth something if no record stands on both sides,
-no document or prompt does, and every class that can be is on both.
+Some records are kept away from training, to measure on. The measure is worth something if no record stands on both
+sides, no document or prompt does, and every class that can be is on both.
 
 Docs: https://lmft-org.github.io/lmft/reference/splits.html.md"""
 
@@ -60,7 +60,8 @@ class _Seen:
 
     def levels(self):
         "Name and hashes, the largest groups first"
-        named = [(k, np.frombuffer(self.shared[k], np.uint64)) for k in ('source', 'context', 'prompt', 'text') if k in self.shared]
+        shared = [k for k in ('source', 'context', 'prompt', 'text') if k in self.shared]
+        named = [(k, np.frombuffer(self.shared[k], np.uint64)) for k in shared]
         return [*named, ('record', np.frombuffer(self.own, np.uint64))]
 
 # %% ../../nbs/reference/splits.ipynb #5a217029
@@ -105,7 +106,8 @@ def _by_class(seen, hashes, frac):
 def _covered(seen, hashes, valid):
     "Moves a group of each class that one side lacks to it, unless the other side would lack one then"
     code,classes = np.frombuffer(seen.code, np.int64),list(seen.codes)
-    of = {c: np.flatnonzero(np.isin(code, [k for k,cs in enumerate(classes) if c in cs])) for c in {c for cs in classes for c in cs}}
+    codes = {c: [k for k,cs in enumerate(classes) if c in cs] for c in {c for cs in classes for c in cs}}
+    of = {c: np.flatnonzero(np.isin(code, ks)) for c,ks in codes.items()}
     for c in sorted(of, key=lambda c: (len(of[c]), str(c))):
         for side in (True, False):
             if (valid[of[c]]==side).any(): continue
@@ -124,7 +126,7 @@ def split_places(
     seed:int=0,       # Another seed, another part
     name='',          # Of the data, for messages
 ) -> tuple:           # (train, valid), two arrays of places; `LmftError` with fewer than two different records
-    "Where the records of either side stand; what belongs together stays on one side, neither side is empty; some bytes a record"
+    "Where the records of either side stand; what belongs together stays on one side; some bytes a record"
     if not 0 < frac < 1: raise LmftError(f'the fraction for validation is {frac}; it must lie between 0 and 1')
     seen = _Seen(records, seed)
     own,name = np.frombuffer(seen.own, np.uint64),name and f'{name}: '
@@ -137,7 +139,7 @@ def split_places(
         valid = _by_class(seen, hashes, frac) if seen.code is not None else _where(hashes, _smallest(hashes, target))
         if not valid.any(): valid = _where(hashes, _smallest(hashes, target))            # a class for each record
         if level=='record' or target/2<=valid.sum()<=max(2*target, target+len(seen.codes)): break
-        say_once(f'{name}too few different values of {level} to keep each on one side of the split; it is not looked at')
+        say_once(f'{name}too few different values of {level} to keep each on one side of the split; ignored')
     _say_lacking(seen, valid, name)
     return np.flatnonzero(~valid), np.flatnonzero(valid)
 
@@ -162,7 +164,8 @@ def split_records(
     "Split records as `split_places` says; a single text in two, its end for validation"
     records = list(records)
     if 0<frac<1 and len(records)==1 and (halves := cut_text(records[0], frac)):
-        say_once(f'{name or "the data"}: is one text; its last {len(halves[1]["text"]):,} of {len(records[0]["text"]):,} characters validate')
+        sizes = [f'{len(r["text"]):,}' for r in (halves[1], records[0])]
+        say_once(f'{name or "the data"}: is one text; its last {sizes[0]} of {sizes[1]} characters validate')
         return [halves[0]],[halves[1]]
     return tuple([records[i] for i in places] for places in split_places(records, frac, seed, name))
 
@@ -174,5 +177,7 @@ def cut_text(
     "A record of plain text in two, cut at a pause, the shorter half last"
     if set(record)-{'source'}!={'text'} or len(record['text'].split())<10: return None
     text = record['text']
-    head = next(txt_chunks([text], max(1, len(text)-round(frac*len(text))))) if frac<=.5 else text[:round((1-frac)*len(text))]
-    return (record | dict(text=head), record | dict(text=text[len(head):])) if text[len(head):].strip() and head.strip() else None
+    size = max(1, len(text)-round(frac*len(text)))
+    head = next(txt_chunks([text], size)) if frac<=.5 else text[:size]
+    tail = text[len(head):]
+    return (record | dict(text=head), record | dict(text=tail)) if head.strip() and tail.strip() else None
