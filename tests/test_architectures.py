@@ -215,7 +215,7 @@ def test_parts(name):
     model,masked = base_model(name),'albert bert deberta-v2 distilbert electra modernbert roberta t5'.split()
     assert is_causal(model)==(kind not in masked) and can_pack(model)==packs
     lora = trainable(model, 'lora')
-    assert {n.split('.')[-3] for n,_ in lora.named_parameters() if 'lora_A' in n}=={*leaves.split()}
+    assert {n.split('.')[-4] for n,_ in lora.named_parameters() if 'lora_A' in n}=={*leaves.split()}
     assert sum(lora.matched.values())==sum('lora_A' in n for n,_ in lora.named_parameters())
 
 @pytest.mark.parametrize('name', archs)
