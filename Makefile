@@ -24,7 +24,7 @@ bases: .venv/ready
 	$(BIN)/python tests/chores.py bases
 
 lab: .venv/hooks
-	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
 test: .venv/ready
 	$(BIN)/python tests/chores.py in_step

@@ -50,14 +50,16 @@ def blocks(vocab, bs, seq_len, steps):
 
 def lmft_blocks(folder, width, vocab, bs, seq_len, steps):
     import lmft.train.callbacks                                     # before memory is looked at
-    from lmft.data.batches import lm_dls
+    from lmft.data.loaders import lm_dls
     exs = [dict(input_ids=r, labels=r) for r in blocks(vocab, bs, seq_len, steps)]
     dls = lm_dls(exs, exs[:1], None, seq_len, bs=bs)
     return lambda: lmft_fit(llama(width, vocab), dls, steps=steps)
 
 def lmft_sft(folder, packed=False, by_length=True, all_logits=False):
     import lmft.train.callbacks
-    from lmft.data.batches import fit_length, lm_dls, load_tokenizer, sft_examples
+    from lmft.data.examples import fit_length, sft_examples
+    from lmft.data.loaders import lm_dls
+    from lmft.data.tokenizers import load_tokenizer
     from lmft.models.wrapper import HFModel
     from lmft.data.records import read_records
     tok = load_tokenizer(folder)
@@ -68,7 +70,7 @@ def lmft_sft(folder, packed=False, by_length=True, all_logits=False):
     return lambda: lmft_fit(llama(256, 4096), dls, n_epoch=1)
 
 def lmft_dpo(folder, method):
-    from lmft.data.batches import load_tokenizer
+    from lmft.data.tokenizers import load_tokenizer
     from lmft.stages.pairs import dpo_dls
     from lmft.stages.preferences import dpo_from_dls
     tok,rows = load_tokenizer(folder/'dpo'),read_pairs(folder)
@@ -81,7 +83,7 @@ def lmft_dpo(folder, method):
 
 def lmft_saving(folder, every):
     "Training with a checkpoint every `every` steps: what is done is a step, and the seconds of saving are told apart"
-    from lmft.data.batches import lm_dls
+    from lmft.data.loaders import lm_dls
     from lmft.train.checkpoints import Checkpoint
     exs = [dict(input_ids=r, labels=r) for r in blocks(4096, 8, 128, 200)]
     dls = lm_dls(exs, exs[:1], None, 128, bs=8)

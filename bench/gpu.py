@@ -35,7 +35,7 @@ def model_of(shape, method):
 
 def lmft(model, ids, bs, compiled=False):
     "With the loss for big vocabularies, as the commands choose it"
-    from lmft.data.batches import lm_dls
+    from lmft.data.loaders import lm_dls
     from lmft.train.callbacks import mixed_precision
     from lmft.train.learner import lm_learner
     from lmft.train.speed import compile_blocks, loss_cbs

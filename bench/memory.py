@@ -14,7 +14,9 @@ from lmft.core import atomic_write
 
 train = 'import sys; from lmft.cli import main; sys.exit(main(sys.argv[1:]))'
 lists = """import sys
-from lmft.data.batches import clm_examples, lm_dls, train_tokenizer
+from lmft.data.examples import clm_examples
+from lmft.data.loaders import lm_dls
+from lmft.data.tokenizers import train_tokenizer
 from lmft.data.records import read_records
 train,valid = (list(read_records(p)) for p in sys.argv[1:3])
 tok = train_tokenizer((r['text'] for r in valid), 1024)

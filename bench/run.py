@@ -17,7 +17,8 @@ sys.path.insert(0, str(here))
 import torch
 from contestants import LARGE, SMALL, benches
 
-from lmft.data.batches import to_messages, train_tokenizer
+from lmft.data.messages import to_messages
+from lmft.data.tokenizers import train_tokenizer
 from lmft.core import atomic_write
 from lmft.data.records import read_records
 

@@ -3,16 +3,34 @@
 Modules:
 
 - `lmft.all`: One name for the whole library, loaded when it is used
-- `lmft.check.doctor`: Twenty faults that train without an error and come out wrong, found before the first step
+- `lmft.check.doctor`: Twenty-two faults that train without an error and come out wrong, found before the first step
 - `lmft.check.estimate`: Parameters, peak memory and time of a run before it starts, from a rehearsal without a single number
 - `lmft.cli`: `lmft pretrain`, `finetune`, `sft`, `chat`, …: thin doors to the library
 - `lmft.commands`: Pretraining, tuning and all that follows, each as one function that a shell can call
 - `lmft.core`: Sizes, seeds, devices, precision, errors that name the line, writes that cannot be half done, and the ledger of claims
-- `lmft.data.batches`: From records to what a model sees: tokens, which of them are trained, and rows without waste
+- `lmft.data.annotations`: Labels, tagged words, answers in a context, and tasks with references as records
+- `lmft.data.certificate`: Answer by answer: is what is trained what will be generated?
+- `lmft.data.chat`: Which tokens of a conversation are trained: those that the model will have to write
+- `lmft.data.conversations`: Messages, ShareGPT, pairs, transcripts and rankings as records
+- `lmft.data.examples`: From records to token ids, and which of them are trained
+- `lmft.data.fields`: One field of one record: there, of the right kind, and named when it is not
+- `lmft.data.files`: Which files a path stands for, which of them are for training, and a hash of what they hold
+- `lmft.data.jsons`: Lines, arrays and nested files of JSON as rows, in a stream that holds one value at a time
+- `lmft.data.lines`: Plain text, sentences a word a line, and tunes: streams of lines that are never held whole
+- `lmft.data.loaders`: From records to what a model sees: tokens, which of them are trained, and batches without waste
+- `lmft.data.messages`: One message, whatever shape it comes in: OpenAI, 🤗, ShareGPT
 - `lmft.data.ondisk`: Records and tokens in files that are mapped, not loaded: memory stays flat, and a killed run goes on
-- `lmft.data.records`: Files, folders and 🤗 datasets as plain dicts: every public shape recognised, every bad record named
+- `lmft.data.records`: Any data as plain dicts: one call for every file, folder and shape, every bad record named
+- `lmft.data.shapes`: What people call things: which shape a row has, and the record that it becomes
+- `lmft.data.splits`: Validation that can be believed: every class on both sides, no document on two
+- `lmft.data.tables`: CSV, Parquet and 🤗 datasets as rows; names of classes come along
+- `lmft.data.templates`: What a chat template makes of messages, and what it wants them to look like
+- `lmft.data.tokenizers`: A tokenizer of our own or of a checkpoint, its special tokens, and the bytes that each token stands for
+- `lmft.data.words`: What a word is, in one place: letters with their marks, and characters one by one where a script has no spaces
 - `lmft.evals.evaluation`: What a model does with tasks it was not trained on, and how far a left-out task is from a left-out kind of task
+- `lmft.evals.folds`: A model for every cluster of tasks that is left out, and for each place of a task, on equally much data
 - `lmft.evals.prompting`: Zero- and few-shot prompts, answers chosen by probability, and what examples in a prompt do
+- `lmft.evals.tasks`: Super-NaturalInstructions files as rows of tasks, split by hash, with the marks by which a row is known again
 - `lmft.generation`: Continue a text, answer a question, and say how probable a given answer is
 - `lmft.models.adapters`: Small parts that tune a frozen model: LoRA, prefixes, soft prompts, bottlenecks in sequence and in parallel
 - `lmft.models.loading`: Tiny configurations of real architectures, safe loading and saving, and which part of a model a method trains
@@ -23,13 +41,16 @@ Modules:
 - `lmft.options`: What commands share: options written once, and a check that they are what the signature says
 - `lmft.progress`: How far long work is and how long it will take, in a terminal, in a notebook and in a log file
 - `lmft.runs`: What every command does around its own work: numbers are checked, a folder is claimed, results are left in it
+- `lmft.stages.bases`: What a model knows of the world, and the two base models from which all later lessons start
 - `lmft.stages.builders`: From a file and a model to a learner in one call: `sft_learner`, `classify_learner` and seven more
 - `lmft.stages.classification`: A name, several names or a number for each text: how labels are read, what is learned from them, and how it is scored
 - `lmft.stages.defaults`: Every option of every stage, written once: builders and commands take their signatures from here
 - `lmft.stages.extraction`: Labels on words and on spans: named entities, and answers that stand in a text or are written
 - `lmft.stages.finetuning`: A class, several classes or a number for each text: which token is read, what the loss is, how it is read back
+- `lmft.stages.guidelines`: What annotators are told, checked by code, and the majority of what they answer
 - `lmft.stages.instructions`: From a model that goes on to one that answers: chat templates, four ways to make a set, and tuning on it
 - `lmft.stages.interpretation`: The texts that it gets most wrong, which class it takes for which, and whether its probabilities can be believed
+- `lmft.stages.making`: Records by hand, from templates, or from a language model, each with its origin, and a filter for near-copies
 - `lmft.stages.pairs`: A chosen and a rejected answer as two rows of one batch, beside what a reference says of both
 - `lmft.stages.people`: A person ranks answers one after the other; each ranking is on disk before the next question
 - `lmft.stages.ppo`: The machinery of reinforcement learning in the one loop: a value head, rollouts that fill the loader, a learner
@@ -37,10 +58,11 @@ Modules:
 - `lmft.stages.prediction`: Texts in, the same records with what the model says out: classes, numbers, entities, answers, completions
 - `lmft.stages.preferences`: Rankings with ties become pairs; pairs teach a reward model to judge, or a policy to answer better
 - `lmft.stages.pretraining`: From text alone: next words, masked words, neighbouring sentences, and the base models of all later lessons
+- `lmft.stages.questions`: Answers that are spans of a context, found in windows, or that are written, scored as SQuAD scores
 - `lmft.stages.rankings`: What people say of answers: rankings with ties, collected, split without leaks, and turned into pairs
 - `lmft.stages.rlhf`: Let a model answer, let a reward model judge the answers, and make the better ones more probable
 - `lmft.stages.table`: One table of all training stages: head, fields of a record, batches, loss, metrics and defaults
-- `lmft.tour`: From random weights to a model that answers: the whole way in one call, and one page that shows it
+- `lmft.tour`: From random weights to a model that answers: sixteen stages in one call, hence long, and one page that shows them
 - `lmft.train.callbacks`: Precision that is what it says, a log of every step, a run that others can follow, samples of what the model writes
 - `lmft.train.checkpoints`: A run that is cut off goes on as if nothing had happened, to the same weights bit for bit
 - `lmft.train.forecast`: Minutes to go for the whole run, all epochs and validations, seconds after it has begun
@@ -52,9 +74,9 @@ Modules:
 - `lmft.train.validation`: Validate every so many steps, and stop when it no longer gets better
 - `lmft.training`: `lmft pretrain`, `finetune`, `sft`, `reward`, `dpo`, `ppo`: a builder and a run, each as one typed function
 - `lmft.world.documents`: The world told in nine kinds of text, in a mixture that can be set, by year and by field of work
-- `lmft.world.facts`: A small world whose every truth is known: people, places and things, what holds of them, and since when
+- `lmft.world.facts`: A small world whose every truth is known, long since its twenty-three relations stand here with all their phrasings
 - `lmft.world.judge`: A labeller who knows the truth: scores any answer, ranks several, and can be made careless, biased, or many
-- `lmft.world.tasks`: Supervised tasks in clusters, with templates and scorers, and no test that can be passed by counting words"""
+- `lmft.world.tasks`: Forty-two supervised tasks in one table, hence long: clusters, templates, scorers, no test passed by counting words"""
 
 from importlib.metadata import version
 __version__ = version("lmft")

@@ -146,7 +146,7 @@ def _to_ask(o, n_train=200):
     "Model folder, tokenizer and records of tasks: (path, tok, train, test, bad)"
     path,bad = lm.model_dir(o['model']),[]
     found = lm.read_tasks(o['tasks'], o['categories'], o['on_bad'], bad)
-    return path, lm.load_tokenizer(path), *lm.split_tasks(found, n_train, o['n'], o['seed']), bad
+    return path, lm.load_tokenizer(path), *lm.split_tasks(found, n_train, o['n'], o['seed'], o['on_bad'], bad), bad
 
 def _room(o, model):
     "The length of records that is asked for, or what the model can take"
@@ -156,9 +156,9 @@ def _room(o, model):
                            f"an answer may take --max_new_tokens {o['max_new_tokens']}")
     return o['seq_len'] or min(512, room)
 
-def _that_fit(o, sides, tok, seq_len):
-    "Records that fit into `seq_len` tokens, and how many do not; a task of which none does is refused"
-    kept = [lm.fitting(rows, tok, seq_len, o['chat']) for rows in sides]
+def _that_fit(o, sides, tok, seq_len, bad):
+    "Records that fit into `seq_len` tokens, and how many do not; tasks of which none does are rejected, or left out"
+    kept = lm.fit_tasks(sides, tok, seq_len, o['chat'], o['on_bad'], bad)
     return *kept, sum(map(len, sides))-sum(map(len, kept))
 
 # %% ../nbs/reference/commands.ipynb #7489a298
@@ -178,14 +178,15 @@ def evaluate_model(
     net = lm.load_model(path).to(device)
     seq_len = _room(o, net)
     lm.set_seed(o['seed'])
-    test,long = _that_fit(o, [test], tok, seq_len)
+    test,long = _that_fit(o, [test], tok, seq_len, bad)
     shown = lm.shown_examples(test, train, shots, tok, seq_len, o['chat'], o['seed'])
-    table = lm.evaluate(net, tok, test, shown, o['chat'], o['max_new_tokens'])
+    table = lm.evaluate(net, tok, test, shown, o['chat'], o['max_new_tokens'], on_bad=o['on_bad'], bad=bad)
     lm.begin_folder(o, out, lm.run_config(dict(o, device=str(device))), bad)
     with lm.atomic_write(out/'tasks.csv') as f: f.write(table.to_csv(index=False))
     mean,se = lm.mean_score(table['score'], table['se'])
     found = dict(mean=mean, mean_se=se, tasks=len(table), rows=len(test), left_out_too_long=long)
     return lm.write_metrics(o, out, found, bad)
+
 
 # %% ../nbs/reference/commands.ipynb #704dda71
 @contextmanager
@@ -229,7 +230,7 @@ def leave_clusters_out(
     path,tok,train,test,bad = _to_ask(o, rows)
     net = lm.load_model(path)
     seq_len = _room(o, net)
-    train,test,long = _that_fit(o, [train, test], tok, seq_len)
+    train,test,long = _that_fit(o, [train, test], tok, seq_len, bad)
     lm.fold_rows(lm.make_folds(train, o['seed']), train, test)       # what cannot be done is said before the first fold
     lm.shown_examples(test, train, shots, tok, seq_len, o['chat'], o['seed'])
     lm.trainable(net, method)
@@ -309,8 +310,9 @@ def print_findings(
     o = checked(print_findings, locals(), 'doctor')
     lm.check_options(o)
     if model: o['model'] = lm.model_dir(model)
-    found = lm.doctor(**{k: v for k,v in o.items() if k!='command'})
-    for f in found: print(f)
+    shown = []
+    found = lm.doctor(**{k: v for k,v in o.items() if k!='command'}, shown=shown)
+    for line in [*shown, *found]: print(line)
     return found
 
 def print_estimate(
@@ -383,6 +385,7 @@ def predict_file(
     device,_ = lm.check_options(o)
     out = lm.free_file(o)
     bad,path = [],lm.model_dir(o['model'])
+    lm.check_folder(path)
     rows = lm.rows_of(data, on_bad, bad)
     task = task or lm.task_of(path)
     records = lm.records_for(task, rows, data, columns, on_bad, bad)

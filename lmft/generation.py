@@ -27,8 +27,12 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from .data.batches import _bos, chat_example, make_batch, prompt_example, render
+from .data.tokenizers import bos_ids
+from .data.loaders import make_batch
+from .data.examples import prompt_example
+from .data.templates import render
 from .models.loading import stop_ids
+from .data.chat import chat_examples
 from .models.wrapper import HFModel
 from .models.parts import base_of, max_positions, virtual_tokens
 
@@ -41,7 +45,7 @@ def encode_prompt(
     plain = isinstance(prompt, str)
     text = prompt if plain else render(prompt, tok, add_generation_prompt=True)
     ids = tok(text, add_special_tokens=False, split_special_tokens=plain, verbose=False).input_ids
-    return _bos(tok)+ids if plain else ids
+    return bos_ids(tok)+ids if plain else ids
 
 # %% ../nbs/learn/03_generation.ipynb #14af3866
 @contextmanager
@@ -219,10 +223,7 @@ def answer_example(
     "An example in which the answer alone is trained, with or without its stop token"
     if isinstance(prompt, str): ex = prompt_example(dict(prompt=prompt, completion=answer), tok)
     else:
-        ex = chat_example([*prompt, dict(role='assistant', content=answer)], tok)
-        before = len(encode_prompt(prompt, tok))
-        ex['labels'] = ex['labels'].clone()
-        ex['labels'][:before] = -100                            # earlier answers are context
+        ex, = chat_examples([*prompt, dict(role='assistant', content=answer)], tok, turns='last')       # earlier answers are context
     if not end:
         ex['labels'] = ex['labels'].clone()
         ex['labels'][(ex['labels']!=-100).nonzero()[-1]] = -100                 # the stop token

@@ -21,8 +21,9 @@ from pathlib import Path
 
 from .check.estimate import as_options, estimate, mend
 from .core import LmftError, _remove, atomic_write, pick_device, pick_precision
-from .data.batches import clm_dls
-from .data.records import fingerprint, read_records
+from .data.loaders import clm_dls
+from .data.files import fingerprint
+from .data.records import read_records
 from .generation import encode_prompt
 from .models.parts import count_params, max_positions, virtual_tokens
 from .stages.builders import model_dir

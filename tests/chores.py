@@ -50,7 +50,7 @@ def readme():
 def bases():
     "The base models that the lessons start from, and the chat model, one after the other with all cores"
     from lmft.stages.instructions import make_chat
-    from lmft.stages.pretraining import bases, make_base
+    from lmft.stages.bases import bases, make_base
     for kind in bases: make_base(kind)
     make_chat()
 

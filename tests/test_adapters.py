@@ -3,7 +3,9 @@ import pytest, torch
 
 import lmft.models.adapters                                                           # registers the methods
 from lmft.models.adapters import blend, disabled, load_beside, switch
-from lmft.data.batches import lm_dls, make_batch, text_example, train_tokenizer
+from lmft.data.loaders import lm_dls, make_batch
+from lmft.data.examples import text_example
+from lmft.data.tokenizers import train_tokenizer
 from lmft.core import LmftError, set_seed
 from lmft.check.doctor import examine
 from lmft.generation import encode_prompt, generate, seq_logps

@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 import lmft.models.adapters
 from lmft.core import LmftError
-from lmft.data.batches import lm_dls, make_batch
+from lmft.data.loaders import lm_dls, make_batch
 from lmft.models.loading import load_model
 from lmft.models.methods import methods, trainable
 from lmft.models.parts import base_of, is_causal

@@ -242,3 +242,33 @@ def test_ctrl_c_says_how_it_goes_on(monkeypatch, capsys):
         argv = dict(collect=['--prompts', 'p'], merge=[])[name]
         assert main([name, *argv, '--model', 'm', '--out', 'o'])==130
         assert says in capsys.readouterr().err
+
+
+mistakes = dict(
+    command=(['pretain', '--data', '{}/fine.csv'], ["'pretain' is no command; did you mean pretrain?"]),
+    option=(['sft', '--data', '{}/fine.csv', '--modle', 'm', '--out', '{}/new'], ['--modle', 'did you mean --model?', 'lmft sft --help']),
+    column=(['finetune', '--task', 'classify', '--data', '{}/column.csv', '--model', '{}/full', '--out', '{}/new'], ['column.csv', 'reveiw', 'text']),
+    no_file=(['doctor', '--data', '{}/fime.csv'], ['fime.csv', 'no such file']),
+    no_header=(['doctor', '--data', '{}/headless.csv'], ['headless.csv', 'text']),
+    no_model=(['generate', '--model', 'mymodel', '--prompt', 'x'], ['mymodel: there is no such folder here', 'HF_HUB_OFFLINE']),
+    empty_model=(['generate', '--model', '{}/full', '--prompt', 'x'], ['full', 'tokenizer']),
+    task=(['predict', '--task', 'clasify', '--data', '{}/fine.csv', '--model', 'm', '--out', '{}/new.csv'], ['clasify', 'Did you mean "classify"?']),
+    method=(['estimate', '--model', 'tiny', '--method', 'loar'], ['loar', 'lora']),
+    out=(['world', '--out', '{}/full'], ['full', 'not empty', '--overwrite']),
+    kind=(['estimate', '--model', 'tiny', '--bs', 'eight'], ['--bs', "'eight' is no whole number"]),
+    choice=(['estimate', '--model', 'tiny', '--device', 'gpu'], ['gpu', 'cuda']),
+    out_of_range=(['world', '--n_words', '-5', '--out', '{}/new'], ['--n_words is -5', 'above 0']),
+    no_value=(['merge', '--model', '--out', '{}/new'], ['--model needs a value']),
+    stray=(['merge', 'adapter', '--model', 'm', '--out', '{}/new'], ['adapter', 'Options begin with --']))
+
+@pytest.mark.parametrize('name', mistakes)
+def test_a_beginners_mistake(name, tmp_path):
+    "One line that names the mistake and what would be right; nothing is written, nobody waits for a hub"
+    (tmp_path/'full').mkdir()
+    (tmp_path/'full/mine.txt').write_text('mine')
+    for f,text in dict(fine='text,label\nGood film,pos\n', column='reveiw,label\nGood film,pos\nBad film,neg\n', headless='Good film,pos\nBad film,neg\n').items():
+        (tmp_path/f'{f}.csv').write_text(text)
+    argv,says = mistakes[name]
+    err = run(*(a.replace('{}', str(tmp_path)) for a in argv), code=2)
+    assert all(s in err for s in says), err
+    assert {p.name for p in tmp_path.rglob('*')}=={'full', 'mine.txt', 'fine.csv', 'column.csv', 'headless.csv'}

@@ -5,10 +5,11 @@ from collections import Counter, defaultdict
 import pytest
 
 from lmft.core import LmftError, set_seed
-from lmft.data.batches import train_tokenizer
+from lmft.data.tokenizers import train_tokenizer
 from lmft.check.doctor import checks, doctor, examine, refuse
 from lmft.models.loading import new_model, save_model
-from lmft.data.records import read_records, split_records
+from lmft.data.records import read_records
+from lmft.data.splits import split_records
 
 # Taken as they are. Rows are long enough for every answer, so that none is cut; duplicates would be a true finding,
 # and the sets that have some are examined below.
@@ -99,4 +100,4 @@ def test_a_finding_is_one_line(data, model):
     assert {'answers cut', 'learning rate'}<={f.check for f in found}
     assert all('\n' not in str(f) for f in found)
 
-def test_there_are_twenty(): assert len(checks)==20
+def test_there_are_twenty_two(): assert len(checks)==22

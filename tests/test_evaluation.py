@@ -4,10 +4,11 @@ from pathlib import Path
 import pandas as pd, pytest
 from fastai.callback.core import Callback
 from lmft.core import LmftError, set_seed
-from lmft.evals import evaluation
-from lmft.data.batches import train_tokenizer
-from lmft.evals.evaluation import (check_leaks, columns, evaluate, fitting, fold_rows, forbidden, grade, loco, make_folds, marks,
-    read_tasks, split_tasks)
+from lmft.evals import folds as folding
+from lmft.data.tokenizers import train_tokenizer
+from lmft.evals.folds import check_leaks, columns, fold_rows, forbidden, loco, make_folds
+from lmft.evals.evaluation import evaluate, fit_tasks, fitting, grade, standard_error
+from lmft.evals.tasks import marks, read_tasks, split_tasks
 from lmft.models.loading import new_model
 from lmft.world.facts import World
 from lmft.world.judge import write_world
@@ -80,8 +81,8 @@ def test_a_planted_leak_is_refused(rows, tok, monkeypatch):
     for f,rs in zip(fs:=make_folds(train+[stray]), fold_rows(fs, train+[stray], test)):
         assert f.kind=='all' or 'kind_of' not in f.scored or stray['input'] not in [r['input'] for r in rs]
         check_leaks(f, rs, forbidden(f, train+[stray], test))
-    honest = evaluation.fold_rows
-    monkeypatch.setattr(evaluation, 'fold_rows', lambda *args: [rs[:-1]+[test[0]] for rs in honest(*args)])
+    honest = folding.fold_rows
+    monkeypatch.setattr(folding, 'fold_rows', lambda *args: [rs[:-1]+[test[0]] for rs in honest(*args)])
     with pytest.raises(LmftError, match='would train on the instance of a row that it leaves out'): run(rows, tok)
 
 def test_folds_are_equal(whole):
@@ -182,6 +183,45 @@ def test_a_task_that_does_not_fit(rows, tok):
     long = [dict(r, input=r['input']+' and on'*99) if r['task']=='kind_of' else r for r in test]
     with pytest.raises(LmftError, match='task kind_of has no row that fits into 128 tokens'): fitting(long, tok, 128)
     with pytest.raises(LmftError, match='task kind_of'): run([train, long], tok)
+
+def longer(rows, *tasks): return [dict(r, input=r['input']+' and on'*99) if r['task'] in tasks else r for r in rows]
+
+def test_all_tasks_that_do_not_fit_are_named(rows, tok):
+    train,test = rows
+    for sides in ([train, longer(test, 'kind_of', 'find_city')], [longer(train, 'find_city'), longer(test, 'kind_of')]):
+        with pytest.raises(LmftError, match='tasks find_city, kind_of have no row that fits into 128 tokens.*skip'): fit_tasks(sides, tok, 128)
+        with pytest.raises(LmftError, match='find_city, kind_of'): run(sides, tok)
+    with pytest.raises(LmftError, match='have no row'): fit_tasks([longer(test, *names)], tok, 128, on_bad='skip')   # none is left
+
+def test_tasks_that_do_not_fit_are_left_out_and_counted(rows, tok):
+    train,test = rows
+    bad = []
+    with pytest.warns(UserWarning, match='rows are left out'):
+        table = run([longer(train, 'find_city'), longer(test, 'kind_of')], tok, steps=1, on_bad='skip', bad=bad)
+    assert {*table.task}=={*names}-{'kind_of', 'find_city'} and [str(b).split()[1] for b in bad]==['find_city', 'kind_of']
+    with pytest.warns(UserWarning, match='12 of 42 rows are left out'):
+        assert len(fitting(longer(test, 'kind_of', 'find_city'), tok, 128, on_bad='skip'))==30
+
+def test_prompts_that_fill_the_model(rows, tok):
+    model,bad = new_model(tok, seq_len=128, hidden_size=32, num_hidden_layers=1, intermediate_size=64),[]
+    asked = [r for r in rows[1] if not r.get('options')]
+    open_tasks = sorted({r['task'] for r in asked})[:2]
+    far = longer(asked, *open_tasks)
+    with pytest.raises(LmftError, match='tasks .*, .*leaves no room') as e: evaluate(model, tok, far, max_new_tokens=2)
+    assert all(t in str(e.value) for t in open_tasks)
+    table = evaluate(model, tok, far, max_new_tokens=2, on_bad='skip', bad=bad)
+    assert {*table.task}=={r['task'] for r in asked}-{*open_tasks} and len(bad)==2
+
+def test_tasks_with_too_few_instances():
+    few = [dict(task=t, cluster=t, instruction='i', input=str(i), output='o') for t,n in (('a', 2), ('b', 3), ('c', 8)) for i in range(n)]
+    with pytest.raises(LmftError, match="task 'a' has 2 .*, task 'b' has 3 different instances; at least 4"): split_tasks(few)
+    bad = []
+    assert {r['task'] for side in split_tasks(few, on_bad='skip', bad=bad) for r in side}=={'c'} and len(bad)==2
+
+@pytest.mark.parametrize('values', [[1, 1, 0], [.2, .9], [0, 0, 0]])
+def test_standard_error_by_hand(values):
+    m = sum(values)/len(values)
+    assert standard_error(values)==pytest.approx((sum((v-m)**2 for v in values)/(len(values)-1)/len(values))**.5)
 
 def test_answers_get_the_room_there_is(rows, tok):
     model = new_model(tok, seq_len=128, hidden_size=32, num_hidden_layers=1, intermediate_size=64)

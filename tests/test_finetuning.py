@@ -8,10 +8,10 @@ from transformers import (AutoModelForQuestionAnswering, AutoModelForSequenceCla
                           PreTrainedTokenizerFast, RobertaConfig)
 
 import lmft.models.adapters
-from lmft.data.batches import train_tokenizer
+from lmft.data.tokenizers import train_tokenizer
 from lmft.core import BadRecord, LmftError, set_seed
-from lmft.stages.extraction import (EntityF1, answer_questions, entity_f1, ner_dls, ner_examples, predict_tags, qa_dls,
-                             qa_examples, squad_scores, tags_of)
+from lmft.stages.extraction import EntityF1, entity_f1, ner_dls, ner_examples, predict_tags, tags_of
+from lmft.stages.questions import answer_questions, qa_dls, qa_examples, squad_scores
 from lmft.stages.classification import MacroF1, label_config, labels_of
 from lmft.stages.finetuning import (classify_dls, classify_examples, encode_windows, predict, predict_labels, row_dls,
                                     tune_learner)

@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from lmft.data import ondisk
-from lmft.data.batches import clm_examples, load_tokenizer, lm_dls, train_tokenizer
+from lmft.data.examples import clm_examples
+from lmft.data.tokenizers import load_tokenizer, train_tokenizer
+from lmft.data.loaders import lm_dls
 from lmft.core import LmftError
 from lmft.data.ondisk import records_on_disk, tokens_on_disk
 from lmft.stages.pretraining import masked_dls, mlm_dls, mlm_examples
-from lmft.data.records import read_records, split_places, split_records
+from lmft.data.records import read_records
+from lmft.data.splits import split_places, split_records
 from lmft.world.documents import corpus
 from lmft.world.facts import World
 from running import metrics, run
@@ -42,7 +45,7 @@ def cache(tmp_path, monkeypatch):
 tokenise = '''
 import sys
 from lmft.data import ondisk
-from lmft.data.batches import load_tokenizer, lm_dls
+from lmft.data.loaders import lm_dls; from lmft.data.tokenizers import load_tokenizer
 ondisk.shard_bytes = int(sys.argv[3])
 tok = load_tokenizer(sys.argv[1])
 exs = ondisk.tokens_on_disk(ondisk.records_on_disk(sys.argv[2]), tok, 64)

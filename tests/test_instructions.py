@@ -7,10 +7,12 @@ import pytest
 from rouge_score import rouge_scorer
 from sklearn.metrics import cohen_kappa_score
 
-from lmft.data.batches import sft_example, train_tokenizer
+from lmft.data.examples import sft_examples
+from lmft.data.tokenizers import train_tokenizer
 from lmft.core import BadRecord, LmftError
-from lmft.stages.instructions import (add_row, agreement, check_against, filter_rows, from_guidelines, from_model, from_templates,
-                               parse_rows, propose_prompt, read_guideline, rouge_l, usual_templates, world_author)
+from lmft.stages.making import (add_row, filter_rows, from_model, from_templates, parse_rows, propose_prompt, rouge_l,
+                                usual_templates, world_author)
+from lmft.stages.guidelines import agreement, check_against, from_guidelines, read_guideline
 from lmft.data.records import read_records
 from lmft.world.facts import World
 from lmft.world.tasks import task_rows
@@ -153,7 +155,7 @@ def test_every_row_has_its_origin(tmp_path):
         assert rows
         for r in rows:
             assert r['origin']['way']==way and needs[way]<={*r['origin']}
-            assert (sft_example(r, tok)['labels']!=-100).sum()>1
+            assert (sft_examples([r], tok)[0]['labels']!=-100).sum()>1
 
 def test_author_keeps_its_rates():
     world,gold = World(0),{}

@@ -2,7 +2,9 @@
 import pytest, torch
 import torch.nn.functional as F
 
-from lmft.data.batches import LMDL, lm_dls, make_batch, pack, text_example, train_tokenizer
+from lmft.data.loaders import LMDL, lm_dls, make_batch, pack
+from lmft.data.examples import text_example
+from lmft.data.tokenizers import train_tokenizer
 from lmft.core import set_seed
 from lmft.models.wrapper import HFModel
 from lmft.train.learner import lm_learner

@@ -1,5 +1,5 @@
 "The commands from instructions to PPO as a user runs them, on real data; what is refused leaves nothing behind."
-import csv, io, json
+import csv, io, json, random, signal, subprocess, sys, time
 
 import pytest
 
@@ -136,14 +136,80 @@ def test_the_whole_loop_of_preferences(model, data, tmp_path):
     assert all({'step', 'tokens', 'loss', 'lr', 'tokens_per_s'}<=set(r) for r in log)
     assert isinstance(run('chat', '--model', tmp_path/'ppo', '--prompt', 'Who?', '--max_new_tokens', 3), str)
 
-def test_ranking_by_hand(model, tmp_path, monkeypatch):
-    "A person's letters become ranks; what is no ranking is asked for again"
-    prompts,said = tmp_path/'p.jsonl',iter(['B >', *['A = B']*9])
-    prompts.write_text('{"prompt": "Why?"}\n{"prompt": "Who?"}\n')
-    monkeypatch.setattr('lmft.stages.rankings.by_hand.__defaults__', (lambda text: next(said),))
-    run('collect', '--prompts', prompts, '--model', model, '--n', 2, '--by', 'human', '--max_new_tokens', 5, '--out', tmp_path/'c')
-    rows = lines(tmp_path/'c/rankings.jsonl')
-    assert rows and all(r['ranks']==[1, 1] for r in rows)
+@pytest.fixture
+def asked(model, tmp_path):
+    "Forty prompts, and the command line that has answers to them ranked by a person"
+    (tmp_path/'p.jsonl').write_text('\n'.join(json.dumps(dict(prompt=f'Who was in room {i}?')) for i in range(40)))
+    return ['collect', '--prompts', tmp_path/'p.jsonl', '--model', model, '--n', 2, '--by', 'human', '--max_new_tokens', 5, '--out', tmp_path/'c']
+
+def person(monkeypatch, *lines):
+    "A person at the terminal who writes these lines and then closes it"
+    monkeypatch.setattr('sys.stdin', io.StringIO(''.join(l+'\n' for l in lines)))
+
+def test_ranking_by_hand(asked, tmp_path, monkeypatch):
+    "A person's letters become ranks; quit and --resume go on where it was, to the same file as without a pause"
+    person(monkeypatch, 'B >', 'A = B', 'undo', 'B > A', 'skip', 'A > B', 'quit')
+    said = run(*asked)
+    rows,answers = lines(tmp_path/'c/rankings.jsonl'),lines(tmp_path/'c/answers.jsonl')
+    n = len(answers)
+    assert [r['ranks'] for r in rows]==[[2, 1], [1, 2]] and [r['prompt'] for r in rows]==[answers[i]['prompt'] for i in (0, 2)]
+    assert f'3 of {n}' in said and said.count(f'1 of {n}')==2 and 'is no ranking' in said          # shown again after undo, not after a mistake
+    assert metrics(tmp_path/'c')['left']==n-2
+    assert 'not empty' in run(*asked, code=2) and len(lines(tmp_path/'c/rankings.jsonl'))==2
+    assert 'another run' in run(*asked, '--n', 3, '--resume', code=2)
+    person(monkeypatch, *['A = B']*n)
+    run(*asked, '--resume')
+    ranked = lines(tmp_path/'c/rankings.jsonl')
+    assert ranked[:2]==rows and len(ranked)==n and metrics(tmp_path/'c')['left']==0
+    assert sorted(r['prompt'] for r in ranked)==sorted(r['prompt'] for r in answers)
+    run(*asked, '--resume')                                                                          # nothing is left to ask
+    assert lines(tmp_path/'c/rankings.jsonl')==ranked
+
+def test_a_person_who_is_interrupted(asked, tmp_path):
+    "Ctrl-C and kill -9 at random: what was ranked is there, the answers are the same, and the rest is asked once"
+    argv,rng,had = [str(a) for a in asked],random.Random(1),0
+    code = 'import sys; from lmft.cli import main; sys.exit(main(sys.argv[1:]))'
+    for k,stop in enumerate((signal.SIGINT, signal.SIGKILL)):
+        p = subprocess.Popen([sys.executable, '-uc', code, *argv, *['--resume'][:k]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        given = rng.randrange(3, 9)
+        for _ in range(given):
+            while (piece := p.stdout.readline()) and not piece.startswith('B: '): pass
+            p.stdin.write('A > B\n'); p.stdin.flush()
+        while (piece := p.stdout.readline()) and not piece.startswith('B: '): pass                 # the last one is on the disk
+        p.send_signal(stop)
+        err = p.communicate()[1]
+        rows = lines(tmp_path/'c/rankings.jsonl')
+        assert len(rows)==had+given and (stop==signal.SIGKILL or '--resume goes on' in err and err.count('\n')==1)
+        had = len(rows)
+    answers = lines(tmp_path/'c/answers.jsonl')
+    assert [r['prompt'] for r in rows]==[r['prompt'] for r in answers[:had]] and not (tmp_path/'c/metrics.json').exists()
+
+def test_predictions_for_a_file(model, data, tmp_path):
+    "The same file with predictions, also after a kill; figures where there are labels; texts by a model that writes"
+    clf,src = tmp_path/'clf',data/'sentiment/sst2_dev.jsonl'
+    run('finetune', '--task', 'classify', '--data', src, '--model', model, '--max_steps', 3, '--bs', 4, '--out', clf)
+    said = run('predict', '--model', clf, '--data', src, '--out', tmp_path/'a.jsonl')
+    rows,given = lines(tmp_path/'a.jsonl'),lines(src)
+    assert [{k: r[k] for k in g} for r,g in zip(rows, given, strict=True)]==given and all(.5<=r['probability']<=1 for r in rows)
+    right = sum(str(r['prediction'])==str(r['label']) for r in rows)/len(rows)
+    assert f'accuracy {right:.4g}' in said and str(tmp_path/'a.jsonl') in said
+    assert 'there already' in run('predict', '--model', clf, '--data', src, '--out', tmp_path/'a.jsonl', code=2)
+    code = 'import sys; from lmft.cli import main; sys.exit(main(sys.argv[1:]))'
+    argv = [str(a) for a in ('predict', '--model', clf, '--data', src, '--out', tmp_path/'b.jsonl')]
+    p,part = subprocess.Popen([sys.executable, '-c', code, *argv]),tmp_path/'.b.jsonl.part'
+    while p.poll() is None and not (part.exists() and part.read_text().count('\n')>=2): time.sleep(.01)
+    p.kill(); p.wait()
+    if not (tmp_path/'b.jsonl').exists(): assert 'interrupted' in run(*argv, code=2)
+    run(*argv, '--resume')
+    assert (tmp_path/'b.jsonl').read_bytes()==(tmp_path/'a.jsonl').read_bytes() and not part.exists()
+    table = tmp_path/'t.csv'
+    table.write_text('id,review\n1,"Good, really."\n2,Bad.\n')
+    run('predict', '--model', clf, '--data', table, '--columns', 'text=review', '--out', tmp_path/'t2.csv')
+    found = list(csv.DictReader(open(tmp_path/'t2.csv')))
+    assert [(r['id'], r['review']) for r in found]==[('1', 'Good, really.'), ('2', 'Bad.')] and {'prediction', 'probability'}<=set(found[0])
+    (tmp_path/'p.jsonl').write_text('{"prompt": "Alice was"}\n{"prompt": "The Queen"}\n')
+    run('predict', '--model', model, '--data', tmp_path/'p.jsonl', '--max_new_tokens', 4, '--out', tmp_path/'g.jsonl')
+    assert all(isinstance(r['completion'], str) for r in lines(tmp_path/'g.jsonl'))
 
 def test_what_is_refused(model, data, tmp_path):
     "One line that names the file or the option, and nothing left behind"

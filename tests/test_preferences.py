@@ -5,7 +5,7 @@ from fastai.callback.core import Callback
 
 import lmft.models.adapters
 from lmft.core import BadRecord, LmftError, set_seed
-from lmft.data.batches import train_tokenizer
+from lmft.data.tokenizers import train_tokenizer
 from lmft.train.callbacks import mixed_precision
 from lmft.train.checkpoints import weights_hash
 from lmft.generation import seq_logps

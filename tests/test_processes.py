@@ -5,7 +5,7 @@ import psutil, pytest, torch
 from fastai.callback.core import Callback, CancelFitException
 from safetensors.torch import load_file
 
-from lmft.data.batches import train_tokenizer
+from lmft.data.tokenizers import train_tokenizer
 from lmft.train.checkpoints import Checkpoint, weights_hash
 from lmft.core import set_seed
 from lmft.train.learner import lm_learner

@@ -8,7 +8,7 @@ from fastcore.test import test_close as close
 from transformers import AutoModelForCausalLM
 
 from lmft.models.adapters import disabled
-from lmft.data.batches import train_tokenizer
+from lmft.data.tokenizers import train_tokenizer
 from lmft.train.callbacks import StepLog, mixed_precision
 from lmft.train.checkpoints import weights_hash
 from lmft.models.wrapper import HFModel

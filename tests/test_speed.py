@@ -5,7 +5,9 @@ import pytest, torch
 from fastcore.basics import noop
 
 import lmft.models.adapters
-from lmft.data.batches import clm_examples, lm_dls, make_batch, train_tokenizer
+from lmft.data.examples import clm_examples
+from lmft.data.loaders import lm_dls, make_batch
+from lmft.data.tokenizers import train_tokenizer
 from lmft.train.callbacks import SampleText, mixed_precision
 from lmft.train.checkpoints import weights_hash
 from lmft.core import LmftError, set_seed

@@ -3,9 +3,15 @@ import re
 from functools import lru_cache
 
 import pytest
+import torch
+from stock_templates import stock, talks as stock_talks, verdict
 from tokenizers.processors import TemplateProcessing
 
-from lmft.data.batches import chat_example, train_tokenizer
+from lmft.data.chat import chat_examples
+from lmft.data.examples import sft_examples, text_example
+from lmft.data.records import read_records
+from lmft.data.splits import split_records
+from lmft.data.tokenizers import train_tokenizer
 from lmft.core import LmftError
 
 # « opens an answer, » ends its text, ¦ stands after its stop token: `{% generation %}` marks are put there, or nothing
@@ -83,22 +89,15 @@ def by_hand(kind, talk):
                         lambda c: f'<start_of_turn>model\n⟦{c.strip()}<end_of_turn>⟧\n')
     return text.replace('user\n', 'user\n'+head, 1)
 
-def n_bytes(t, tok):
-    "Bytes of a token's written form, which has a character a byte unless the token is special"
-    return len(t.encode()) if t in tok.all_special_tokens else len(t)
-
 def expected(marked, tok):
-    "Ids of the text, and which tokens hold a byte between ⟦ and ⟧"
-    trained,on = [],False
-    for piece in re.split('([⟦⟧])', marked):
-        if piece in ('⟦', '⟧'): on = piece=='⟦'
-        else: trained += [on]*len(piece.encode())
-    ids,mask,at = tok(re.sub('[⟦⟧]', '', marked), add_special_tokens=False).input_ids,[],0
-    for t in tok.convert_ids_to_tokens(ids):
-        mask.append(any(trained[at:at+n_bytes(t, tok)]))
-        at += n_bytes(t, tok)
-    assert at==len(trained)
-    return ids, mask
+    "Ids of the prompt before each ⟦, and of the answer up to ⟧, which is tokenised behind its prompt if that changes no token of it"
+    def ids(text): return tok(re.sub('[⟦⟧]', '', text), add_special_tokens=False).input_ids
+    pairs,at = [],0
+    while (start := marked.find('⟦', at))>=0:
+        at = marked.index('⟧', start)
+        prompt,whole,answer = ids(marked[:start]),ids(marked[:at]),ids('<|end|>'+marked[start:at])[1:]
+        pairs.append((prompt, whole[len(prompt):] if whole[:len(prompt)]==prompt else answer))
+    return pairs
 
 def as_messages(talk): return [dict(role=r, content=c) for r,c in talk]
 
@@ -120,13 +119,15 @@ talks = dict(
     empty=turns('Say nothing', '', 'Say something', 'Something.', 'Say nothing', ''),
     user_last=turns('Hi', 'Hello, you!', 'How are you?', system='Be kind.'))
 
-def trained_spans(ex, tok):
-    "Texts of the trained runs"
-    spans,on = [],False
-    for i,l in zip(ex['input_ids'].tolist(), ex['labels'].tolist()):
-        assert l in (i, -100)
-        if l!=-100: spans = [*spans[:-1], spans[-1]+[i]] if on else [*spans, [i]]
-        on = l!=-100
+def trained_spans(exs, tok):
+    "Texts of the trained runs of examples"
+    spans = []
+    for ex in exs:
+        on = False
+        for i,l in zip(ex['input_ids'].tolist(), ex['labels'].tolist()):
+            assert l in (i, -100)
+            if l!=-100: spans = [*spans[:-1], spans[-1]+[i]] if on else [*spans, [i]]
+            on = l!=-100
     return [tok.decode(s) for s in spans]
 
 literal = dict(        # 'multi', written down whole
@@ -152,40 +153,42 @@ gemma='<bos><start_of_turn>user\nBe kind.\n\nHi<end_of_turn>\n<start_of_turn>mod
 def test_literal(kind, how):
     tok,stop = tok_with(kind, how),controls[kind][-1]
     assert by_hand(kind, talks['multi'])==literal[kind]
-    ex = chat_example(as_messages(talks['multi']), tok)
-    assert tok.decode(ex['input_ids'])==re.sub('[⟦⟧]', '', literal[kind])
+    exs,whole = chat_examples(as_messages(talks['multi']), tok),re.sub('[⟦⟧]', '', literal[kind])
+    assert all(whole.startswith(tok.decode(e['input_ids'])) for e in exs) and len(tok.decode(exs[-1]['input_ids']).strip())==len(whole.strip())
     lead = ' ' if kind=='mistral' else ''
-    assert trained_spans(ex, tok)==[f'{lead}{a}{stop}' for a in ('Hello, you!', 'Fine.', 'See you')]
+    assert trained_spans(exs, tok)==[f'{lead}{a}{stop}' for a in ('Hello, you!', 'Fine.', 'See you')]
 
 @pytest.mark.parametrize('talk', talks)
 @pytest.mark.parametrize('how', marks)
 @pytest.mark.parametrize('kind', templates)
 def test_token_by_token(kind, how, talk):
     tok,(bos,*_,stop) = tok_with(kind, how),controls[kind]
-    ids,mask = expected(by_hand(kind, talks[talk]), tok)
-    ex = chat_example(as_messages(talks[talk]), tok)
-    assert ex['input_ids'].tolist()==ids
-    names = tok.convert_ids_to_tokens(ids)
-    assert list(zip(names, (ex['labels']!=-100).tolist()))==list(zip(names, mask))
-    assert all(l in (i, -100) for i,l in zip(ids, ex['labels'].tolist()))
-    trained = ex['labels'].tolist()
-    assert trained.count(tok.convert_tokens_to_ids(stop))==sum(r=='assistant' for r,_ in talks[talk])
-    if bos: assert ids.count(tok.bos_token_id)==1 and trained[0]==-100
+    pairs,exs = expected(by_hand(kind, talks[talk]), tok),chat_examples(as_messages(talks[talk]), tok)
+    assert len(exs) in (1, len(pairs))
+    for (prompt,answer),ex in zip(pairs, exs*(len(pairs) if len(exs)==1 else 1), strict=True):
+        ids,labels = ex['input_ids'].tolist(),ex['labels'].tolist()
+        assert tok.convert_ids_to_tokens(ids[:len(prompt)+len(answer)])==tok.convert_ids_to_tokens(prompt+answer)
+        assert labels[len(prompt):len(prompt)+len(answer)]==answer and answer.count(tok.convert_tokens_to_ids(stop))==1
+        assert all(l in (i, -100) for i,l in zip(ids, labels))
+        if bos: assert ids.count(tok.bos_token_id)==1 and labels[0]==-100
+    assert sum((e['labels']!=-100).sum() for e in exs)==sum(len(a) for _,a in pairs)
+    whole = tok(re.sub('[⟦⟧]', '', by_hand(kind, talks[talk])), add_special_tokens=False).input_ids
+    assert (len(exs)==1)==(len(pairs)==1 or all(whole[:len(p)]==p for p,_ in pairs))
 
 @pytest.mark.parametrize('how', marks)
 def test_control_tokens_that_are_not_the_stop(how):
     "Nothing but an answer's own stop token is trained among the control tokens, whatever stands beside it"
     tok = tok_with('chatml', how)
     tok.chat_template = tok.chat_template.replace("{{ '\\n' }}", "{{ '<|endoftext|>\\n' }}")
-    ex = chat_example(as_messages(talks['multi']), tok)
-    assert trained_spans(ex, tok)==[a+'<|im_end|>' for a in ('Hello, you!', 'Fine.', 'See you')]
+    exs = chat_examples(as_messages(talks['multi']), tok)
+    assert trained_spans(exs, tok)==[a+'<|im_end|>' for a in ('Hello, you!', 'Fine.', 'See you')]
 
 @pytest.mark.parametrize('how', marks)
 def test_space_before_the_stop(how):
     "Llama 2 writes a space between answer and stop token, which the model has to write as well"
     tok = tok_with('mistral', how)
     tok.chat_template = tok.chat_template.replace('{{ eos_token }}', "{{ ' ' + eos_token }}")
-    spans = trained_spans(chat_example(as_messages(talks['multi']), tok), tok)
+    spans = trained_spans(chat_examples(as_messages(talks['multi']), tok), tok)
     assert spans==[' Hello, you! </s>', ' Fine. </s>', ' See you </s>']
 
 # A template that takes the thoughts out of all turns but the last
@@ -193,13 +196,16 @@ forgetful = templates['chatml'].replace(
     "«{{ m['content'] }}", "«{{ m['content'] if loop.last else m['content'].split('</think>')[-1] }}")
 thoughts = turns('1+1?', '<think>easy</think>2', 'And 2+2?', '<think>hm</think>4')
 
-def test_rewriting_template():
+@pytest.mark.parametrize('how', marks)
+def test_rewriting_template(how):
+    "Each answer is trained with its thoughts, behind a history without them, as it will be generated"
     tok = new_tok('chatml')
-    tok.chat_template = put_marks(forgetful, 'plain')
-    with pytest.raises(LmftError, match='rewrites'): chat_example(as_messages(thoughts), tok)
-    assert trained_spans(chat_example(as_messages(thoughts[2:]), tok), tok)==['<think>hm</think>4<|im_end|>']
-    tok.chat_template = put_marks(forgetful, 'marked')
-    assert trained_spans(chat_example(as_messages(thoughts), tok), tok)==['2<|im_end|>', '<think>hm</think>4<|im_end|>']
+    tok.chat_template = put_marks(forgetful, how)
+    exs = chat_examples(as_messages(thoughts), tok)
+    assert trained_spans(exs, tok)==['<think>easy</think>2<|im_end|>', '<think>hm</think>4<|im_end|>']
+    assert [len(exs), 'easy' in tok.decode(exs[1]['input_ids'])]==[2, False]
+    assert trained_spans(chat_examples(as_messages(thoughts), tok, turns='last'), tok)==['<think>hm</think>4<|im_end|>']
+    assert len(sft_examples([dict(messages=as_messages(thoughts)), dict(instruction='Hi', output='Hello')], tok))==3
 
 @pytest.mark.parametrize('how', marks)
 @pytest.mark.parametrize('talk', ['single', 'multi'])
@@ -208,28 +214,85 @@ def test_template_without_stop(how, talk):
     tok.chat_template = put_marks("""{% for m in messages %}{{ m['role'] + ': ' }}{% if m['role'] == 'assistant' %}\
 «{{ m['content'] }}»{{ '' }}¦{% else %}{{ m['content'] }}{% endif %}{{ '\n' }}{% endfor %}\
 {% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}""", how)
-    with pytest.raises(LmftError, match='stop token'): chat_example(as_messages(talks[talk]), tok)
+    with pytest.raises(LmftError, match='stop token'): chat_examples(as_messages(talks[talk]), tok)
 
 def test_template_without_generation_prompt():
     "Where an answer begins cannot be known, so its header would be trained as if it were the answer"
     tok = tok_with('chatml', 'plain')
     tok.chat_template = tok.chat_template.partition('{% if add_generation_prompt')[0]
-    with pytest.raises(LmftError): chat_example(as_messages(talks['multi']), tok)
+    with pytest.raises(LmftError): chat_examples(as_messages(talks['multi']), tok)
     tok.chat_template = put_marks(templates['chatml'], 'marked').partition('{% if add_generation_prompt')[0]
-    assert len(trained_spans(chat_example(as_messages(talks['multi']), tok), tok))==3
+    assert len(trained_spans(chat_examples(as_messages(talks['multi']), tok), tok))==3
 
 def test_several_templates():
     "A tokenizer may hold a dict of templates, of which `default` is for chat"
     tok = tok_with('chatml', 'marked')
-    one = chat_example(as_messages(talks['multi']), tok)
+    one,*_ = chat_examples(as_messages(talks['multi']), tok)
     tok.chat_template = dict(default=tok.chat_template, tool_use='{{ 1 }}')
-    assert chat_example(as_messages(talks['multi']), tok)['labels'].tolist()==one['labels'].tolist()
+    assert chat_examples(as_messages(talks['multi']), tok)[0]['labels'].tolist()==one['labels'].tolist()
 
 @pytest.mark.parametrize('talk,why', [(turns('Hi'), 'no assistant'), (turns('Hi', 'a<|im_end|>b'), 'control token'),
                                       (turns('<|im_start|>system\n', 'no'), 'control token')])
 def test_refused(talk, why):
-    with pytest.raises(LmftError, match=why): chat_example(as_messages(talk), tok_with('chatml', 'marked'))
+    with pytest.raises(LmftError, match=why): chat_examples(as_messages(talk), tok_with('chatml', 'marked'))
 
 def test_roles_that_the_template_refuses():
     talk = as_messages([*turns('Hi', 'a'), ('assistant', 'b')])
-    with pytest.raises(LmftError, match='must alternate'): chat_example(talk, tok_with('mistral', 'plain'))
+    with pytest.raises(LmftError, match='must alternate'): chat_examples(talk, tok_with('mistral', 'plain'))
+
+@pytest.mark.parametrize('kind', ['chatml', 'llama3', 'gemma'])
+def test_the_assistant_opens(kind):
+    tok = tok_with(kind, 'plain')
+    opened = as_messages([('assistant', 'Hello, you!'), *talks['single']])
+    if kind=='gemma': tok.chat_template = tok.chat_template.replace("messages[0]['role']", "messages[0].role")     # fails where there is no message
+    assert trained_spans(chat_examples(opened, tok), tok)==['Hello, you!'+controls[kind][-1]]*2
+
+def test_shapes_of_messages():
+    "The same tokens whatever shape the messages come in"
+    tok = tok_with('chatml', 'plain')
+    want = [e['labels'].tolist() for e in chat_examples(as_messages(talks['multi']), tok)]
+    def labels(f): return [e['labels'].tolist() for e in chat_examples([f(m) for m in as_messages(talks['multi'])], tok)]
+    assert labels(lambda m: {'from': m['role'].capitalize(), 'value': m['content']})==want
+    assert labels(lambda m: dict(m, content=[dict(type='text', text=m['content'][:2]), dict(type='text', text=m['content'][2:])]))==want
+    assert labels(lambda m: dict(m, name=None, tool_calls=None, role='developer' if m['role']=='system' else m['role']))==want
+    assert labels(lambda m: dict(m, weight=1))==want
+
+@pytest.mark.parametrize('how', marks)
+@pytest.mark.parametrize('field', [dict(weight=0), dict(train=False)])
+def test_answers_that_are_not_trained(how, field):
+    tok,talk = tok_with('llama3', how),as_messages(talks['multi'])
+    spans = trained_spans(chat_examples([*talk[:2], dict(talk[2], **field), *talk[3:]], tok), tok)
+    assert spans==['Fine.<|eot_id|>', 'See you<|eot_id|>']
+
+@pytest.mark.parametrize('how', marks)
+def test_a_control_token_that_the_template_writes(how):
+    "A tool call inside control tokens is trained whole; its result is not"
+    tok = new_tok('llama3')
+    tok.chat_template = put_marks(templates['llama3'].replace("{{ m['content'] | trim }}", "{{ m['content'] | trim }}{% for c in m.tool_calls %}"
+        "{{ '<|start_header_id|>' + c.function.name + c.function.arguments | tojson + '<|end_header_id|>' }}{% endfor %}"), how)
+    talk = [*as_messages(talks['single'][:1]), dict(role='assistant', content=None, tool_calls=[dict(function=dict(name='f', arguments='{"a": 1}'))]),
+            dict(role='tool', content='Fine.'), dict(role='assistant', content='Fine.')]
+    assert trained_spans(chat_examples(talk, tok), tok)==['<|start_header_id|>f{"a": 1}<|end_header_id|><|eot_id|>', 'Fine.<|eot_id|>']
+
+def test_one_begin_token_in_a_long_text(tmp_path):
+    "However many pieces a book is read in, and wherever a split puts them"
+    path,tok = tmp_path/'book.txt',tok_with('llama3', 'plain')
+    path.write_text('Fine. How are you?\n'*4000)
+    records = list(read_records(path))
+    ids = torch.cat([text_example(r, tok)['input_ids'] for r in records]).tolist()
+    assert len(records)>3 and [ids.count(tok.bos_token_id), ids.count(tok.eos_token_id)]==[1, 1] and (ids[0], ids[-1])==(tok.bos_token_id, tok.eos_token_id)
+    sides = [torch.cat([text_example(r, tok)['input_ids'] for r in side]).tolist() for side in split_records(records, .4)]
+    assert sum(s.count(tok.bos_token_id) for s in sides)==1
+
+refused = {'system': ['gemma'], 'reasoning': ['qwen3_5_nothink'],
+           'tools': ['cohere', 'cohere2', 'gemma', 'gemma3', 'idefics3', 'lfm2', 'llama3', 'llava_next', 'phi3', 'phi3_5', 'qwen2_5_vl', 'smolvlm']}
+no_thoughts = {'cohere', 'cohere2', 'gemma', 'gemma3', 'gemma4', 'gemma4_v2', 'gemma4_v3', 'gemma4_v4', 'idefics3', 'lfm2', 'lfm2_v2', 'llama3', 'llama3_1',
+               'llama3_2', 'llava_next', 'phi3', 'phi3_5', 'qwen2_5', 'qwen2_5_vl', 'qwen3_instruct_2507', 'qwen3_vl', 'smolvlm'}
+
+@pytest.mark.parametrize('name', stock)
+def test_stock_template(name):
+    "Right token by token, or rejected with the reason, or named where a field is not printed"
+    said = {kind: verdict(name, kind) for kind in stock_talks}
+    assert said['two turns']=='right' and len(stock)==41
+    assert {kind for kind,v in said.items() if v.startswith('rejected')}=={kind for kind,names in refused.items() if name in names}
+    assert ('reasoning_content of role assistant' in said['reasoning'])==(name in no_thoughts)

@@ -8,7 +8,9 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 
-from lmft.data.batches import LMDL, text_example, train_tokenizer
+from lmft.data.loaders import LMDL
+from lmft.data.examples import text_example
+from lmft.data.tokenizers import train_tokenizer
 from lmft.train.callbacks import StepLog
 from lmft.core import set_seed
 from lmft.train.optim import adamw

@@ -6,7 +6,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lmft.data.batches import load_tokenizer
+from lmft.data.tokenizers import load_tokenizer
 from lmft.cli import main
 from lmft.models.loading import load_model
 

@@ -1,7 +1,7 @@
-"""Twenty faults that train without an error and come out wrong, found before the first step
+"""Twenty-two faults that train without an error and come out wrong, found before the first step
 
 Most mistakes in training a language model raise no error. The loss falls, the run ends, and the model never stops
-writing, or was measured on what it had seen. `examine` looks for twenty such faults in whatever is known (records,
+writing, or was measured on what it had seen. `examine` looks for twenty-two such faults in whatever is known (records,
 tokens, model, rate), `refuse` stops a run that would train wrongly, and `doctor` does both for files and folders.
 
 Docs: https://lmft-org.github.io/lmft/reference/doctor.html.md"""
@@ -18,18 +18,25 @@ from pathlib import Path
 
 from ..core import LmftError, pick_device, pick_precision
 from ..models.methods import usual_lr
-from ..data.batches import chat_example, clm_examples, load_tokenizer, render, sft_examples, to_messages
+from ..data.examples import clm_examples, sft_examples
+from ..data.tokenizers import load_tokenizer
+from ..data.messages import to_messages
 from ..models.wrapper import can_pack, packing_error
 from ..models.parts import base_of, count_params, head_kind, max_positions
+from ..data.words import parts_of
 from ..models.loading import load_model
 from ..models.methods import trainable
 from ..data.ondisk import grouped
-from ..data.records import read_records, split_records
+from ..data.records import read_records
+from ..data.splits import split_records
 
 import numpy as np
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
+from ..data.certificate import certificate, kind_of, unprinted
+from ..data.chat import chat_examples
+from ..data.tokenizers import control_tokens
 
 # %% ../../nbs/reference/doctor.ipynb #8a4cb163
 class Finding(namedtuple('Finding', 'check fault text')):
@@ -69,7 +76,7 @@ def examine(
             for text in c.find(**{k: known[k] for k in c.uses & set(known)})]
 
 # %% ../../nbs/reference/doctor.ipynb #8f502d0a
-_no_text = {'label', 'tags', 'id', 'task', 'cluster', 'role', 'continues', 'references', 'ranks'}
+_no_text = {'label', 'tags', 'id', 'task', 'cluster', 'role', 'continues', 'references', 'ranks', 'source'}
 
 def _texts(value):
     "All texts inside a record, a message or a list"
@@ -92,17 +99,22 @@ def _sides(train, valid, noun):
 _must_speak = 'text', 'prompt', 'instruction', 'completion', 'output', 'question', 'messages'
 _visible = re.compile(r'[^\s\u200b-\u200f\u2060\ufeff]')
 
+def _must(r):
+    "What a record must say; a message may be a tool call or a thought"
+    said = [r[f] for f in _must_speak if f in r and f!='messages']
+    return _texts(said+[m for m in r.get('messages', ()) if not {'tool_calls', 'reasoning_content'} & set(m)])
+
 @check('empty text')
 def _empty(train, valid=None):
     for kind,rs in _sides(train, valid, 'records'):
         hits = [i for i,r in enumerate(rs) if not r.get('continues') and
-                not all(map(_visible.search, _texts([r[f] for f in _must_speak if f in r])))]
+                not all(map(_visible.search, _must(r)))]
         if hits: yield f'{_count(hits, rs, kind)} hold a text that is empty or blank; take them out'
 
 # %% ../../nbs/reference/doctor.ipynb #b36ce19e
 def _key(record):
     "A hash of what a record says, whatever its case and blank space"
-    return hash(' '.join(' '.join(_texts(record)).lower().split()))
+    return hash(' '.join(parts_of(' '.join(_texts(record)))))
 
 def _keys(records): return np.fromiter(map(_key, records), np.int64, len(records))
 
@@ -127,10 +139,10 @@ def _duplicates(train, valid=()):
 # %% ../../nbs/reference/doctor.ipynb #60f831cd
 def word_runs(
     texts,     # List of str
-    n:int=13,  # Words of a run
+    n:int=13,  # Words of a run, or characters of a script without spaces
 ) -> tuple:    # Hashes (runs,) uint64, and the index of the text that each comes from (runs,)
     "All runs of `n` successive words of the texts, as hashes"
-    words = [np.fromiter(map(hash, t.lower().split()), np.int64) for t in texts]
+    words = [np.fromiter(map(hash, parts_of(t)), np.int64) for t in texts]
     doc = np.repeat(np.arange(len(words)), [len(w) for w in words])
     w = np.concatenate([*words, np.zeros(n, np.int64)]).view(np.uint64)
     runs = np.zeros(len(doc), np.uint64)
@@ -229,37 +241,62 @@ def _pad_is_end(tok):
 
 # %% ../../nbs/reference/doctor.ipynb #241dbc68
 def _around_seam(record, tok):
-    "Ids of the prompt as generation sees it, and of the whole as training sees it"
-    kw = dict(add_special_tokens=False, verbose=False)
-    if 'completion' in record:
-        return [tok(t, split_special_tokens=True, **kw).input_ids for t in (record['prompt'], record['prompt']+record['completion'])]
-    messages = to_messages(record)
-    last = max(i for i,m in enumerate(messages) if m['role']=='assistant')
-    return [tok(t, **kw).input_ids for t in (render(messages[:last], tok, add_generation_prompt=True), render(messages[:last+1], tok))]
+    "Ids of a prompt as generation sees it, and of prompt and completion as training sees them"
+    kw = dict(add_special_tokens=False, split_special_tokens=True, verbose=False)
+    return [tok(t, **kw).input_ids for t in (record['prompt'], record['prompt']+record['completion'])]
 
 # %% ../../nbs/reference/doctor.ipynb #5deadfcc
 def _has_answer(r): return 'completion' in r or 'output' in r or any(m['role']=='assistant' for m in r.get('messages', ()))
 
 @check('prompt is no prefix', fault=False)
 def _no_prefix(train, tok):
-    looked,hits = [i for i in range(0, len(train), -(-len(train)//200) or 1) if _has_answer(train[i])],[]
+    looked,hits = [i for i in range(0, len(train), -(-len(train)//200) or 1) if 'completion' in train[i]],[]
     for i in looked:
-        try: prompt,whole = _around_seam(train[i], tok)
-        except LmftError: continue                                  # the template itself is wrong: another check says so
+        prompt,whole = _around_seam(train[i], tok)
         if whole[:len(prompt)]!=prompt: hits.append(i)
     if hits: yield (f"{_count(hits, train, 'training records')}, of {len(looked)} looked at, have a prompt whose tokens change when the "
                     "answer follows; end prompts without a blank and begin completions with it")
 
 # %% ../../nbs/reference/doctor.ipynb #5caac815
+def _kinds(records):
+    "How many records there are of each kind of conversation, and the first of them, the commonest first"
+    kinds = {}
+    for r in records:
+        if 'messages' in r or 'output' in r and 'instruction' in r: kinds.setdefault(kind_of(r), [r, 0])[1] += 1
+    return sorted(((n, r) for r,n in kinds.values()), key=lambda k: -k[0])
+
 @check('chat template')
 def _template(train, tok):
-    orders = Counter(tuple(m['role'] for m in to_messages(r)) for r in train if 'messages' in r or 'output' in r)
-    for roles,n in orders.most_common(20):
+    for n,r in _kinds(train)[:20]:
+        roles = [m['role'] for m in to_messages(r)]
         if 'assistant' not in roles: continue
-        try: chat_example([dict(role=role, content=f'part {i}') for i,role in enumerate(roles)], tok)
+        try: chat_examples(to_messages(r), tok, tools=r.get('tools'))
         except LmftError as e:
             yield f"{n} of {len(train)} training records are conversations of {', '.join(roles[:4])}{', …' if roles[4:] else ''}: {e}"
             return                                                                          # one such line is enough
+
+# %% ../../nbs/reference/doctor.ipynb #178c0e68
+@check('template leaves out', fault=False)
+def _left_out(train, tok):
+    lost = Counter()
+    for n,r in _kinds(train)[:20]:
+        try: lost.update(dict.fromkeys(unprinted(to_messages(r), tok, tools=r.get('tools')), n))
+        except LmftError: continue                                  # another check says so
+    for field,n in lost.items():
+        yield (f'the chat template does not print the {field}, which {n} of {len(train)} training records have; take a template that does, '
+               'or write it into another message')
+
+# %% ../../nbs/reference/doctor.ipynb #da799404
+_marks = re.compile(r'<\|?(?:im_start|im_end|start_header_id|end_header_id|eot_id|start_of_turn|end_of_turn|system|user|assistant|end)\|?>|\[/?INST\]')
+
+@check('prerendered chat', fault=False)
+def _prerendered(train, tok=None):
+    def found(r):
+        text = ' '.join(r[f] for f in ('text', 'prompt', 'completion', 'chosen', 'rejected') if isinstance(r.get(f), str))
+        return (tok is not None and control_tokens(tok)[1].findall(text)) or _marks.findall(text)
+    if hits := [i for i,r in enumerate(train) if len(found(r))>1]:
+        yield (f"{_count(hits, train, 'training records')} hold control tokens such as {found(train[hits[0]])[0]!r}, a chat that was rendered "
+               'already; they are read as plain text: give messages instead, or take them out')
 
 # %% ../../nbs/reference/doctor.ipynb #967819f4
 @check('no targets')
@@ -390,10 +427,10 @@ def _read_sides(data, valid, seed, **kwargs):
     except ValueError: return list(read_records(data, **kwargs)),list(read_records(valid, **kwargs))
     return split_records(list(read_records(data, **kwargs)), frac, seed)
 
-def _examples(records, tok, seq_len, full_loss, on_bad, bad):
+def _examples(records, tok, seq_len, full_loss, on_bad, bad, turns):
     "Examples as the training commands build them, or None for records of other tasks"
     if all(set(r)<={'text', 'continues'} for r in records): return clm_examples(records, tok, seq_len or 256)
-    return sft_examples(records, tok, full_loss, on_bad, bad) if all(map(_has_answer, records)) else None
+    return sft_examples(records, tok, full_loss, on_bad, bad, turns) if all(map(_has_answer, records)) else None
 
 # %% ../../nbs/reference/doctor.ipynb #9879b002
 def doctor(
@@ -409,6 +446,8 @@ def doctor(
     seed:int=0,            # Decides the split
     on_bad:str='error',    # 'skip': go on without bad records
     bad:list=None,         # With 'skip', receives them
+    turns:str='all',       # 'last': of a conversation, the last answer alone is trained
+    shown:list=None,       # Receives lines that say of each kind of conversation how its answers are trained
 ) -> list:
     "Findings about a run of training that is about to begin; `LmftError` if the data or the model cannot be read"
     train,valid = _read_sides(data, valid, seed, on_bad=on_bad, bad=bad)
@@ -417,7 +456,8 @@ def doctor(
     tok,net = load_tokenizer(model),trainable(load_model(model), method)
     known |= dict(tok=tok, model=net, method=method, lr=lr, precision=precision, device=pick_device(device))
     known['packed'] = can_pack(net) and all(set(r)<={'text', 'continues'} for r in train)     # answers are padded
-    try: exs = [_examples(rs, tok, seq_len, full_loss, on_bad, bad) for rs in (train, valid)]
+    if shown is not None: shown += certificate(train, tok)
+    try: exs = [_examples(rs, tok, seq_len, full_loss, on_bad, bad, turns) for rs in (train, valid)]
     except LmftError:
         if faults := [f for f in examine(**known) if f.fault]: return faults
         raise

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from ..core import LmftError, dtypes, pick_device, pick_precision
 from ..train.guards import fewer_rows
-from ..data.batches import check_folder, lm_dls
+from ..data.tokenizers import check_folder
+from ..data.loaders import lm_dls
 from ..train.callbacks import mixed_precision
 from ..train.optim import AdamW
 from ..train.learner import TermLoss, lm_learner, token_loss

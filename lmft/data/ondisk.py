@@ -11,7 +11,8 @@ Docs: https://lmft-org.github.io/lmft/reference/ondisk.html.md"""
 
 # %% auto #0
 __all__ = ['shard_bytes', 'held_memory', 'write_shard', 'read_shard', 'grouped', 'keep_shards', 'OnDisk', 'cache_dir',
-           'records_on_disk', 'text_examples', 'clm_pieces', 'tokens_on_disk', 'pack_flat', 'Rows']
+           'records_on_disk', 'split_on_disk', 'splits_on_disk', 'text_examples', 'clm_pieces', 'tokens_on_disk',
+           'pack_flat', 'Rows']
 
 # %% ../../nbs/reference/ondisk.ipynb #615161fc
 import hashlib, json, os, zlib
@@ -21,7 +22,7 @@ from copy import copy
 from importlib.resources import files
 from pathlib import Path
 
-from ..core import BadRecord, LmftError, atomic_path, atomic_write
+from ..core import BadRecord, LmftError, atomic_path, atomic_write, said, say_once
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -31,8 +32,11 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
-from .batches import _bos, chop
-from .records import _digest, _sources, read_records
+from .examples import text_ends, chop
+from .records import read_records
+from .files import digest, sources
+from .records import read_splits
+from .splits import cut_text, split_places
 
 # %% ../../nbs/reference/ondisk.ipynb #d8380ae5
 def held_memory() -> int:
@@ -170,26 +174,62 @@ def _line(record): return np.frombuffer(json.dumps(record, ensure_ascii=False).e
 
 def _from_line(arrays): return json.loads(arrays['json'].tobytes())
 
+_readers = [f'data/{m}' for m in 'fields conversations annotations shapes lines jsons tables files records'.split()]
+
 def records_on_disk(
     paths,            # As for `read_records`
     on_bad='error',   # As for `read_records`
     bad:list=None,    # With 'skip', receives each `BadRecord`
     check=None,       # Function that raises an error for a record that shall not be there
+    columns=None,     # As for `read_records`
 ) -> OnDisk:
     "Records of any data, read once and kept in the cache"
-    folder = cache_dir()/f"records-{_hash([(str(s), _digest(s)) for s in _sources(paths)], on_bad, _code('data/records'))}"
-    content,left_out = hashlib.sha256(),[]
+    found = [(str(s), digest(s)) for s in sources(paths)]
+    folder = cache_dir()/f'records-{_hash(found, on_bad, columns, _code(*_readers))}'
+    content,left_out,before = hashlib.sha256(),[],len(said)
     def lines():
-        for r in tqdm(read_records(paths, on_bad, left_out), desc='read', disable=None, delay=2):
+        for r in tqdm(read_records(paths, on_bad, left_out, columns), desc='read', disable=None, delay=2):
             if check: check(r)
             content.update(line := _line(r))
             yield line
     told = keep_shards(folder, grouped(lines(), shard_bytes), lambda group: [dict(json=line) for line in group],
-                       lambda: dict(content=content.hexdigest(), bad=[b.as_dict() for b in left_out]))
+                       lambda: dict(content=content.hexdigest(), bad=[b.as_dict() for b in left_out], said=[*said][before:]))
     if bad is not None: bad += [BadRecord(**b) for b in told['bad']]
+    for line in told['said']: say_once(line)                        # a later process has not read the files
     records = OnDisk(folder, _from_line, told['content'])
     if check: check(records[0])                                     # a later run may ask for another kind
     return records
+
+
+# %% ../../nbs/reference/ondisk.ipynb #4c9136b2
+def split_on_disk(
+    records:OnDisk,  # As `records_on_disk` gives them
+    frac:float=.1,   # Part for validation
+    seed:int=0,      # Another seed, another part
+    name='',         # Of the data, for messages
+) -> tuple:          # (train, valid)
+    "As `split_records`, but the records stay on disk"
+    if len(records)>1 or not (halves := 0<frac<1 and cut_text(records[0], frac)):
+        return tuple(records[places] for places in split_places(records, frac, seed, name))
+    say_once(f'{name or "the data"}: is one text; its last {len(halves[1]["text"]):,} characters validate')
+    def kept(half):
+        folder = cache_dir()/f'records-{_hash(half, _code())}'
+        keep_shards(folder, [[_line(half)]], lambda group: [dict(json=line) for line in group])
+        return OnDisk(folder, _from_line, _hash(half))
+    return tuple(map(kept, halves))
+
+def splits_on_disk(
+    paths,            # As for `read_splits`
+    valid=.1,         # As for `read_splits`
+    seed:int=0,       # Of the split
+    on_bad='error',   # As for `read_records`
+    bad:list=None,    # As for `read_records`
+    columns=None,     # As for `read_records`
+    check=None,       # As for `records_on_disk`
+) -> tuple:           # (train, valid)
+    "As `read_splits`, but the records stay on disk"
+    def read(found, on_bad, bad, columns): return records_on_disk(found, on_bad, bad, check, columns)
+    return read_splits(paths, valid, seed, on_bad, bad, columns, read, split_on_disk)
 
 # %% ../../nbs/reference/ondisk.ipynb #8ab11906
 def _n_chars(record): return len(record['text'])
@@ -199,10 +239,10 @@ def text_examples(
     tok,           # Tokenizer
 ) -> list:
     "`text_example` of many records at once"
-    bos,end = _bos(tok),[tok.eos_token_id]
     ids = tok([r['text'] for r in records], add_special_tokens=False, split_special_tokens=True, verbose=False,
               return_attention_mask=False, return_token_type_ids=False).input_ids
-    rows = [torch.tensor(bos+i+([] if r.get('continues') else end)) for r,i in zip(records, ids)]
+    ends = [text_ends(r, tok) for r in records]
+    rows = [torch.tensor(b+i+e) for (b,e),i in zip(ends, ids)]
     return [dict(input_ids=i, labels=i) for i in rows]
 
 # %% ../../nbs/reference/ondisk.ipynb #1a5f5b54
@@ -231,7 +271,7 @@ def tokens_on_disk(
     "Examples of records, made once and kept in the cache"
     chosen = hashlib.sha256(np.array(records.places, np.int32)).hexdigest()
     known = tok.backend_tokenizer.to_str(),tok.special_tokens_map
-    key = _hash(records.key, chosen, known, seq_len, make.__name__, _code('data/batches', 'stages/pretraining'))
+    key = _hash(records.key, chosen, known, seq_len, make.__name__, _code('data/tokenizers', 'data/examples', 'stages/pretraining'))
     groups = grouped(tqdm(records, desc='tokenise', disable=None, delay=2), shard_bytes, _n_chars)
     def examples(group): return [_kept(e) for some in grouped(group, 2**18, _n_chars) for e in make(some, tok, seq_len)]
     keep_shards(cache_dir()/f'tokens-{key}', groups, examples)

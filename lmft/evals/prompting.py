@@ -1,8 +1,8 @@
 """Zero- and few-shot prompts, answers chosen by probability, and what examples in a prompt do
 
 A prompt asks a trained model for something without training it. `few_shot` writes a task with some solved examples as
-text or as a conversation, `choose` takes the option that the model finds most probable, and `respond` answers records of
-any task in one of both ways. `nearest_tokens` looks for words in a prompt that was learned.
+text or as a conversation, `choose` takes the option that the model finds most probable, and `respond` answers records
+of any task in one of both ways. `nearest_tokens` looks for words in a prompt that was learned.
 
 Docs: https://lmft-org.github.io/lmft/learn/prompting.html.md"""
 
@@ -18,7 +18,7 @@ from ..core import LmftError
 import torch
 import torch.nn.functional as F
 
-from ..data.batches import to_messages
+from ..data.messages import to_messages
 from ..generation import generate, token_logps
 
 # %% ../../nbs/learn/08_prompting.ipynb #49c4b09e
@@ -64,7 +64,8 @@ def option_logps(
 ) -> list:
     "Log-probabilities (nats) of the options of each prompt, one vector a prompt"
     plain = all(isinstance(p, str) for p in prompts)
-    if not plain and any(isinstance(p, str) for p in prompts): raise LmftError('give all prompts as text, or all as messages')
+    if not plain and any(isinstance(p, str) for p in prompts):
+        raise LmftError('give all prompts as text, or all as messages')
     for i,(p,opts) in enumerate(zip(prompts, options, strict=True)):
         if not opts: raise LmftError(f'prompt {i+1} has no options; give it at least one')
     if not prompts: return []

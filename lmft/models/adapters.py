@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, Optional, Union   # peft's annotations, which the site evaluates here
 
 from ..core import LmftError
-from .loading import adapter_config
+from .loading import adapter_config, check_base
 from .methods import add_adapter, method
 from .parts import base_of, feed_forward_ends, max_positions, sublayer_ends, virtual_tokens
 from peft import (PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig, PeftType, PrefixTuningConfig,
@@ -164,7 +164,9 @@ def load_beside(
     if name in model.peft_config: raise LmftError(f"the model has an adapter '{name}' already; take another name")
     other = adapter_config(path).base_model_name_or_path
     mine = model.active_peft_config.base_model_name_or_path
-    if other!=mine: raise LmftError(f'{path}: this adapter belongs to {other}, but the model is {mine}')
+    if other!=mine and not (Path(path)/'tuned'/'base.json').exists():
+        raise LmftError(f'{path}: this adapter belongs to {other}, but the model is {mine}')
+    check_base(path, model)
     known = set(model.parameters())
     try: model.load_adapter(str(path), adapter_name=name)
     except ValueError as e: raise LmftError(f'{path}: {str(e).splitlines()[0]}') from e

@@ -21,15 +21,17 @@ from pathlib import Path
 
 from ..check.doctor import examine, refuse
 from ..core import BadRecord, LmftError, pick_device, pick_precision, set_seed
-from ..data.batches import LMDL, load_tokenizer, train_tokenizer
+from ..data.loaders import LMDL
+from ..data.tokenizers import load_tokenizer, train_tokenizer
 from ..data.ondisk import records_on_disk
-from ..data.records import read_records, split_places
+from ..data.records import read_records
+from ..data.splits import split_places
 from ..generation import encode_prompt
 from ..models.loading import adapter_config, archs, load_model, new_model, read_config, sizes
 from ..models.parts import base_of, max_positions, virtual_tokens
 from ..models.wrapper import choose_packing
 from . import defaults as options
-from ..data.batches import as_asked
+from ..data.messages import as_asked
 from .preferences import reward_scores
 from .rlhf import sample_rollouts
 from .ppo import scaled_reward

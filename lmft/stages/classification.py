@@ -14,12 +14,13 @@ __all__ = ['usual_help', 'problem_of', 'labels_of', 'label_config', 'config_for'
            'class_decoders', 'squared_error', 'several_loss', 'weighted_loss', 'class_loss', 'class_weights',
            'RecordMetric', 'MacroF1', 'SeveralF1', 'RMSE', 'Correlation', 'class_metrics', 'chance_line', 'result_line']
 
-# %% ../../nbs/reference/classification.ipynb #f09aebe9
+# %% ../../nbs/reference/classification.ipynb #4d03b4b2
 import math, warnings
 from collections import Counter
 from functools import partial
 from numbers import Real
 
+from ..core import BadRecord, LmftError
 import numpy as np, torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -28,7 +29,6 @@ from scipy.stats import binomtest, pearsonr, spearmanr
 from sklearn.metrics import f1_score
 from sklearn.utils.class_weight import compute_class_weight
 
-from ..core import BadRecord, LmftError
 from ..models.parts import base_of
 from ..train.learner import Accuracy, SumMetric
 
@@ -60,7 +60,7 @@ def _say_whole(values):
     if len(values)<10 and all(float(v).is_integer() for v in values): warnings.warn(
         f'the labels {sorted(values)} have a point, so they are learned as numbers; for classes write whole numbers')
 
-# %% ../../nbs/reference/classification.ipynb #16ae1a85
+# %% ../../nbs/reference/classification.ipynb #86a505b9
 def labels_of(
     records:list,  # With `label`
 ) -> list:         # Of str; empty for numbers with a point
@@ -73,11 +73,13 @@ def labels_of(
         if not isinstance(y, (str, int)) or isinstance(y, str)!=isinstance(ys[0][1], str):
             raise BadRecord(f'is {y!r}, but the first is {ys[0][1]!r}', record=i+1, field='label',
                             mend='give names alone or whole numbers alone')
-    if twice := next((i for i,r in enumerate(records) if many and len(set(r['label']))<len(r['label'])), None):
-        raise BadRecord(f"is {records[twice]['label']!r}, which names a class twice", record=twice+1, field='label',
-                        mend='list the names of the classes, not a 0 or 1 for each')
+    for i,r in enumerate(records if many else []):
+        if len(set(r['label']))<len(r['label']):
+            raise BadRecord(f"is {r['label']!r}, which names a class twice", record=i+1, field='label',
+                            mend='list the names of the classes, not a 0 or 1 for each')
     names = [str(y) for y in sorted({y for _,y in ys})]
-    if len(names)<2-many: raise LmftError(f'all {len(records)} labels are {names or []}; a classifier needs two classes')
+    if len(names)<2-many:
+        raise LmftError(f'all {len(records)} labels are {names}; a classifier needs two classes')
     return names
 
 # %% ../../nbs/reference/classification.ipynb #78976f72
@@ -256,7 +258,7 @@ def chance_line(
     se = math.sqrt(chance*(1-chance)/n)
     return f'{name} {score:.3f} of {n} records does not beat guessing ({chance:.3f} ± {se:.3f}); {usual_help}'
 
-# %% ../../nbs/reference/classification.ipynb #f5b5f885
+# %% ../../nbs/reference/classification.ipynb #0ced6695
 def result_line(
     metrics:dict,  # By name, as `class_metrics` names them
     records:list,  # The records that were scored
@@ -266,10 +268,12 @@ def result_line(
     n = len(ys)
     if problem=='single_label_classification':
         return chance_line(metrics['accuracy'], n, max(Counter(ys).values())/n)
-    if problem=='multi_label_classification': score,(name, guess) = metrics['micro_f1'],('micro_f1', _constant_f1(ys))
-    else: score,(name, guess) = -metrics['rmse']*(1+1.645/math.sqrt(2*n)),('rmse', -torch.tensor(ys).double().std(correction=0).item())
+    if problem=='multi_label_classification': score,name,guess = metrics['micro_f1'],'micro_f1',_constant_f1(ys)
+    else:                                                       # smaller is better; its standard error is rmse/√(2n)
+        score,name,guess = -metrics['rmse']*(1+1.645/math.sqrt(2*n)),'rmse',-float(np.std(ys))
     if score>guess: return None
-    return f"{name} {metrics[name]:.3f} of {n} records does not beat the same answer for all ({abs(guess):.3f}); {usual_help}"
+    same = f'the same answer for all ({abs(guess):.3f})'
+    return f'{name} {metrics[name]:.3f} of {n} records does not beat {same}; {usual_help}'
 
 def _constant_f1(ys):
     "The best micro-F1 of the same classes for every record"

@@ -31,7 +31,8 @@ from IPython.display import display
 from tokenizers.processors import TemplateProcessing
 from tqdm.auto import tqdm
 
-from ..data.batches import LMDL, _bos, lm_dls, make_batch
+from ..data.loaders import LMDL, lm_dls, make_batch
+from ..data.tokenizers import bos_ids
 from ..models.methods import trainable, usual_lr
 from ..generation import evaluating, seq_logps
 from ..models.wrapper import HFModel
@@ -46,7 +47,7 @@ from ..models.methods import method
 def _framed(tok, causal, end=True):
     "The tokenizer with the special tokens around a text, or a pair of texts, that a model of this kind reads"
     if not causal and tok('').input_ids: return tok                 # an encoder's own tokenizer knows its frame
-    a,b = (tok.bos_token if _bos(tok) else '', tok.eos_token) if causal else (tok.cls_token, tok.sep_token)
+    a,b = (tok.bos_token if bos_ids(tok) else '', tok.eos_token) if causal else (tok.cls_token, tok.sep_token)
     one,two = (f'{a} $A', f'{a} $A $B:1 {b}:1') if causal else (f'{a} $A {b}', f'{a} $A {b} $B:1 {b}:1')
     if causal and not end: two = f'{a} $A $B:1'
     framed = copy.deepcopy(tok)
@@ -60,7 +61,11 @@ def framed_tokenizer(
     model,  # The model that it is saved with
 ):
     "The tokenizer as this model reads texts: saved beside the model, it gives 🤗's pipelines the same tokens"
-    return _framed(tok, HFModel(model).causal, False)
+    framed = copy.deepcopy(_framed(tok, HFModel(model).causal, False))
+    if getattr(base_of(model).config, 'type_vocab_size', 0)>1:                # which text of a pair a token is of
+        framed.model_input_names = ['input_ids', 'token_type_ids', 'attention_mask']
+        framed.init_kwargs['model_input_names'] = framed.model_input_names
+    return framed
 
 # %% ../../nbs/learn/05_finetuning.ipynb #ea9c120f
 def context_length(tok, model, seq_len):
@@ -140,15 +145,18 @@ def classify_examples(
 ) -> list:
     "One target a text, at its last token"
     encodings,most = _encodings(records, tok, model, seq_len)
-    typed = any(r.get('text_pair') is not None for r in records) and getattr(base_of(model).config, 'type_vocab_size', 0)>1
+    paired = any(r.get('text_pair') is not None for r in records)
+    typed = paired and getattr(base_of(model).config, 'type_vocab_size', 0)>1
     exs = []
     for i,(r,e) in enumerate(zip(records, encodings)):
         if all(e.special_tokens_mask): raise BadRecord('is empty', record=i+1, field='text', mend='give a text')
         y = class_target(r, model, i) if 'label' in r else torch.tensor(0)
         label = y.item() if problem_type(model)=='single_label_classification' else 0
-        exs.append(dict(labelled_example(e.ids, {len(e.ids)-1: label}, e.type_ids if typed else None), target=y, record=r))
+        ex = labelled_example(e.ids, {len(e.ids)-1: label}, e.type_ids if typed else None)
+        exs.append(dict(ex, target=y, record=r))
     if n := sum(bool(e.overflowing) for e in encodings):
-        warnings.warn(f'{n} of {len(records)} texts have more than {most} tokens and are cut there; a larger seq_len reads on')
+        warnings.warn(f'{n} of {len(records)} texts have more than {most} tokens and are cut there; '
+                      'a larger seq_len reads on')
     return exs
 
 # %% ../../nbs/learn/05_finetuning.ipynb #fd07ef76

@@ -24,7 +24,8 @@ from fastai.callback.training import TrainEvalCallback
 from fastai.data.core import DataLoaders
 from tqdm.auto import tqdm
 
-from ..data.batches import LMDL, as_asked
+from ..data.loaders import LMDL
+from ..data.messages import as_asked
 from ..models.adapters import disabled
 from ..models.parts import blocks_of
 from ..models.wrapper import HFModel

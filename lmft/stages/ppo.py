@@ -1,8 +1,8 @@
 """The machinery of reinforcement learning in the one loop: a value head, rollouts that fill the loader, a learner
 
-The [lesson on RLHF](../learn/12_rlhf.ipynb) builds the parts of proximal policy optimisation (PPO); here they meet the one
-loop. An epoch is a round: sample answers, score them with any reward, lay out what each token deserves, then update on
-minibatches. The value head reads the policy's last hidden state. `best_of` stands beside it for comparison.
+The [lesson on RLHF](../learn/12_rlhf.ipynb) builds the parts of proximal policy optimisation (PPO); here they meet
+the one loop. An epoch is a round: sample answers, score them with any reward, lay out what each token deserves, then
+update on minibatches. The value head reads the policy's last hidden state. `best_of` stands beside it for comparison.
 
 Docs: https://lmft-org.github.io/lmft/reference/ppo.html.md"""
 
@@ -26,7 +26,8 @@ from fastcore.foundation import L
 from peft import PeftModel
 from torch import nn
 
-from ..data.batches import LMDL, as_asked
+from ..data.loaders import LMDL
+from ..data.messages import as_asked
 from ..models.adapters import disabled
 from ..models.methods import method_cbs, trainable, usual_lr
 from ..models.parts import head_of, virtual_tokens
@@ -121,7 +122,8 @@ def _score(self:Rollouts, rollouts):
     "The reward of each answer, less where it was cut off"
     scores = list(self.reward([r['prompt'] for r in rollouts], [r['answer'] for r in rollouts]))
     if len(scores)!=len(rollouts):
-        raise LmftError(f'the reward gives {len(scores)} numbers for {len(rollouts)} answers; it must give one for each')
+        raise LmftError(f'the reward gives {len(scores)} numbers for {len(rollouts)} answers; '
+                        'it must give one for each')
     for r,score in zip(rollouts, map(float, scores)):
         if not math.isfinite(score):
             raise LmftError(f"the reward of the answer {r['answer']!r} is {score}; it must be a finite number")
@@ -230,9 +232,10 @@ def ppo_from_prompts(
     rollouts = Rollouts(tok, [as_asked(p, tok) for p in prompts], reward, ref_model, n, seed=seed, **kwargs)
     figures = [ValueMetric(lambda k=k: rollouts.rows[-1][k], k) for k in ('reward', 'kl', 'entropy', 'length')]
     own = [cb() for name,cb in method_cbs.items() if name==method.partition(':')[0]]
-    learn = lm_learner(_rollout_dls(tok, n, passes, bs, n_acc, seed, device), ActorCritic(policy),
-                       partial(ppo_loss, clip=clip, value_weight=value_weight), metrics=[*figures, _clipped(clip)], wd=0.,
-                       lr=lr or usual_lr(policy, method)/2, cbs=[NoDropout(), rollouts, *own, *L(cbs)])
+    loss = partial(ppo_loss, clip=clip, value_weight=value_weight)
+    learn = lm_learner(_rollout_dls(tok, n, passes, bs, n_acc, seed, device), ActorCritic(policy), loss,
+                       metrics=[*figures, _clipped(clip)], lr=lr or usual_lr(policy, method)/2, wd=0.,
+                       cbs=[NoDropout(), rollouts, *own, *L(cbs)])
     learn.recorder.train_metrics = True
     learn.recorder.valid_metrics = False
     return learn

@@ -17,15 +17,17 @@ from pathlib import Path
 
 from ..core import BadRecord, LmftError, atomic_write, set_seed
 from ..progress import progress
-from ..data.batches import load_tokenizer
-from ..data.records import dataset_rows, formats
+from ..data.tokenizers import load_tokenizer
+from ..data.tables import dataset_rows
+from ..data.files import formats
 from ..generation import generate
-from ..models.loading import load_model
+from ..models.loading import load_model, read_config
 from ..models.parts import base_of
-from .extraction import entity_f1, squad_scores
+from .extraction import entity_f1
+from .questions import squad_scores
 from .finetuning import classify_examples, predict
 from .people import append_line, read_lines
-from ..data.batches import as_asked
+from ..data.messages import as_asked
 from sklearn.metrics import accuracy_score, f1_score
 
 # %% ../../nbs/reference/predicting.ipynb #53f3df8b
@@ -43,7 +45,8 @@ def task_of(
     run = _config(Path(path).parent)
     if run.get('command')=='finetune': return 'generate' if run.get('generative') else run['task']
     if run.get('command') in ('pretrain', 'sft', 'dpo', 'ppo', 'loco'): return 'generate'
-    kind = (_config(path).get('architectures') or ['?'])[0]
+    known = _config(path) if Path(path).exists() else vars(read_config(path))
+    kind = (known.get('architectures') or ['?'])[0]
     found = [task for end,task in tasks_of.items() if kind.endswith(end)]
     if found: return found[0]
     raise LmftError(f"{path}: what this model does cannot be seen ({kind}); give --task {', '.join(heads_of)}")

@@ -18,15 +18,17 @@ from pathlib import Path
 from ..core import BadRecord, LmftError
 from seqeval.metrics.sequence_labeling import get_entities
 
-from ..data.batches import to_messages
-from ..data.records import formats, read_records
+from ..data.messages import to_messages
+from ..data.files import formats
+from ..data.records import read_records
 from ..generation import generate
 from ..models.parts import base_of
 from .classification import class_prediction
-from .extraction import predict_entities, predict_tags, qa_prompt
+from .extraction import predict_entities, predict_tags
+from .questions import qa_prompt
 from .finetuning import classify_examples, context_length, encode_windows, labelled_example, predict
 
-# %% ../../nbs/reference/prediction.ipynb #7cb9ba3f
+# %% ../../nbs/reference/prediction.ipynb #5a8c2594
 def as_records(
     data,  # Text, list of texts or records, path(s) of files that `read_records` reads, or 🤗 dataset
 ) -> list: # Of dict
@@ -41,7 +43,7 @@ def as_records(
             raise BadRecord(f'is of type {type(o).__name__}', record=i+1, mend='give texts, or records as dicts')
     records = [dict(text=o) if isinstance(o, str) else o for o in items]
     if not records: raise LmftError('there is nothing to predict on')
-    feature = getattr(data, 'features', {}).get('label')                    # a 🤗 dataset knows the names of its classes
+    feature = getattr(data, 'features', {}).get('label')          # a 🤗 dataset knows the names of its classes
     if not hasattr(feature, 'int2str'): return records
     return [dict(r, label=feature.int2str(r['label'])) for r in records]
 
@@ -66,7 +68,7 @@ def task_of(
     if not task: raise LmftError(f'{kind} predicts for no task; tune it for classify, ner, qa or generate first')
     return task
 
-# %% ../../nbs/reference/prediction.ipynb #afafdf08
+# %% ../../nbs/reference/prediction.ipynb #ddc41e67
 def word_entities(
     words:list,  # Words of a sentence
     tags:list,   # A tag for each
@@ -74,9 +76,10 @@ def word_entities(
     "Entities of a tagged sentence, with offsets in its words joined by spaces"
     starts = [0]
     for w in words: starts.append(starts[-1]+len(w)+1)
-    return [dict(type=kind, text=' '.join(words[a:b+1]), start=starts[a], end=starts[b+1]-1) for kind,a,b in get_entities(tags)]
+    def entity(kind, a, b): return dict(type=kind, text=' '.join(words[a:b+1]), start=starts[a], end=starts[b+1]-1)
+    return [entity(*e) for e in get_entities(tags)]
 
-# %% ../../nbs/reference/prediction.ipynb #31035d3f
+# %% ../../nbs/reference/prediction.ipynb #2556c468
 def _question_windows(records, tok, model, seq_len, stride):
     "Of each window: its record's number, its example, the token of 'not here', and `{token: offsets}` of the context"
     most,causal = context_length(tok, model, seq_len)
@@ -97,12 +100,13 @@ def _question_windows(records, tok, model, seq_len, stride):
 def _best(start, end, inside, null, most):
     "Logit, probability and first and last token of the best span of a window, and the logit of 'not here'"
     at = list(inside)
-    scores = (start[at][:,None]+end[at][None]).masked_fill(start.new_ones(len(at), len(at)).triu().tril(most-1)==0, float('-inf'))
+    allowed = start.new_ones(len(at), len(at)).triu().tril(most-1)>0
+    scores = (start[at][:,None]+end[at][None]).masked_fill(~allowed, float('-inf'))
     a,b = divmod(scores.argmax().item(), len(at))
     p = [v[[null, *at]].softmax(0)[1:] for v in (start, end)]
     return scores[a, b].item(), (p[0][a]*p[1][b]).item(), at[a], at[b]
 
-# %% ../../nbs/reference/prediction.ipynb #2ffdc101
+# %% ../../nbs/reference/prediction.ipynb #2417c00a
 def answer_spans(
     model,           # Tuned model with a head for spans
     tok,             # Its tokenizer
@@ -116,7 +120,8 @@ def answer_spans(
     "The best span over all windows of each context, with its offsets"
     windows = list(_question_windows(records, tok, model, seq_len, stride))
     logits = predict(model, tok, [ex for _,ex,*_ in windows], **kwargs)
-    out,best,none = [dict(answer='', start=None, end=None, score=0.) for _ in records],[float('-inf')]*len(records),[float('inf')]*len(records)
+    nothing,n = dict(answer='', start=None, end=None, score=0.),len(records)
+    out,best,none = [nothing]*n,[float('-inf')]*n,[float('inf')]*n
     for (i,_,no,inside),(start,end) in zip(windows, logits):
         none[i] = min(none[i], (start[no]+end[no]).item())
         if not inside: continue
@@ -126,14 +131,15 @@ def answer_spans(
         text = context[first:last]
         first += len(text)-len(text.lstrip())                                       # many tokens begin with a space
         out[i] = dict(answer=text.strip(), start=first, end=first+len(text.strip()), score=p)
-    return [dict(answer='', start=None, end=None, score=0.) if null and none[i]>best[i] else o for i,o in enumerate(out)]
+    return [dict(nothing) if null and none[i]>best[i] else dict(o) for i,o in enumerate(out)]
 
-# %% ../../nbs/reference/prediction.ipynb #035d235e
+# %% ../../nbs/reference/prediction.ipynb #522fd6ab
 def _need(records, *kinds):
     "Rejects a record that has none of the sets of fields"
     for i,r in enumerate(records):
         if not any(all(r.get(f) is not None for f in k.split()) for k in kinds):
-            raise BadRecord(f"has the fields {', '.join(r)}", record=i+1, mend='give '+', or '.join(k.replace(' ', ' and ') for k in kinds))
+            need = ', or '.join(k.replace(' ', ' and ') for k in kinds)
+            raise BadRecord(f"has the fields {', '.join(r)}", record=i+1, mend=f'give {need}')
 
 def _classify(model, tok, records, seq_len=256, **kwargs):
     _need(records, 'text')
@@ -151,13 +157,14 @@ def _qa(model, tok, records, seq_len=384, **kwargs):
     _need(records, 'context question')
     return answer_spans(model, tok, records, seq_len, **kwargs)
 
-# %% ../../nbs/reference/prediction.ipynb #aba4034d
+# %% ../../nbs/reference/prediction.ipynb #34b3a82e
 def prompt_of(
     record:dict,      # prompt · messages · instruction[, input] · context, question · text
     chat:bool=False,  # A prompt or text is a question to a chat model, not a text to go on with
 ):                    # str, or list of messages
     "What a causal model is to go on with; answers that a conversation ends with are left out"
-    if 'context' in record and 'question' in record: return qa_prompt({k: record[k] for k in ('context', 'question')})['prompt']
+    if 'context' in record and 'question' in record:
+        return qa_prompt({k: record[k] for k in ('context', 'question')})['prompt']
     if 'messages' in record or 'instruction' in record:
         messages = record['messages'] if 'messages' in record else to_messages({'output': '', **record})
         last = max((i for i,m in enumerate(messages) if m['role']!='assistant'), default=-1)
@@ -168,9 +175,10 @@ def prompt_of(
 def _generate(model, tok, records, seq_len=None, chat=False, **kwargs):
     _need(records, 'prompt', 'messages', 'instruction', 'context question', 'text')
     said = generate(model, tok, [prompt_of(r, chat) for r in records], **kwargs)
-    return [dict(completion=s, **({'reference': r['completion']} if 'completion' in r else {})) for r,s in zip(records, said)]
+    kept = [{'reference': r['completion']} if 'completion' in r else {} for r in records]
+    return [dict(k, completion=s) for k,s in zip(kept, said)]
 
-# %% ../../nbs/reference/prediction.ipynb #282db36a
+# %% ../../nbs/reference/prediction.ipynb #f0f5a651
 _predictors = dict(classify=_classify, ner=_ner, qa=_qa, generate=_generate)
 
 def predict_records(
@@ -178,12 +186,13 @@ def predict_records(
     tok,              # Its tokenizer
     records,          # Whatever `as_records` takes
     task:str=None,    # `classify`, `ner`, `qa` or `generate`; None: as the model's head says
-    seq_len:int=None, # Maximum tokens of a text or window; None: as the task trains
+    seq_len:int=None, # Maximum tokens of a text or window (not of `generate`); None: as trained
     bs:int=32,        # Examples at a time
     **kwargs          # qa: `stride`, `most`, `null`; generate: `max_new_tokens`, `temperature`, `top_p`, `chat`
-) -> list:            # The records, in order, with prediction · probability · probabilities · entities · answer · completion
+) -> list:            # The records, in order, with prediction and probabilities, entities, answer or completion
     "What the model says of each record"
-    if task not in (None, *_predictors): raise LmftError(f"task '{task}' is unknown; use one of {', '.join(_predictors)}")
+    if task not in (None, *_predictors):
+        raise LmftError(f"task '{task}' is unknown; use one of {', '.join(_predictors)}")
     if task not in (None, task_of(model)): raise LmftError(f"the model has a head for {task_of(model)}, not for {task}")
     records = as_records(records)
     if seq_len: kwargs['seq_len'] = seq_len

@@ -1,7 +1,7 @@
 """Rankings with ties become pairs; pairs teach a reward model to judge, or a policy to answer better
 
-A reward model learns from pairs of answers to score any answer; DPO tunes a policy on the same pairs without one. A pair
-is two rows of one batch, so both go through the one Learner with nothing but a loss of their own.
+A reward model learns from pairs of answers to score any answer; DPO tunes a policy on the same pairs without one. A
+pair is two rows of one batch, so both go through the one Learner with nothing but a loss of their own.
 
 Docs: https://lmft-org.github.io/lmft/learn/preferences.html.md"""
 
@@ -20,14 +20,16 @@ import torch.nn.functional as F
 from fastcore.foundation import L
 from peft import PeftModel
 
-from ..data.batches import as_asked
+from ..data.messages import as_asked
+from ..train.callbacks import Precision
 from ..models.methods import usual_lr
 from ..models.parts import base_of
 from .finetuning import predict, tune_learner
 from ..generation import answer_example, generate
 from ..models.wrapper import HFModel
-from ..train.callbacks import Precision
 from .pairs import NoDropout, Reference, cache_logps, label_end, pair_mean, row_logps, to_stop, wins
+from ..train.learner import lm_learner
+from ..models.methods import trainable
 
 # %% ../../nbs/learn/11_preferences.ipynb #6ceadae2
 def bradley_terry_loss(

@@ -20,8 +20,9 @@ from ..core import BadRecord, LmftError, write_jsonl
 from fastcore.basics import patch
 from IPython.display import display
 
-from ..data.batches import as_asked
-from ..data.records import read_records, split_records
+from ..data.messages import as_asked
+from ..data.records import read_records
+from ..data.splits import split_records
 from ..generation import generate
 
 # %% ../../nbs/reference/rankings.ipynb #06c05b3f

@@ -15,14 +15,14 @@ __all__ = ['sample_rollouts', 'token_stats', 'kl_rewards', 'gae', 'whiten', 'cli
 from ..core import LmftError
 import torch
 
-from ..data.batches import make_batch
+from ..data.loaders import make_batch
 from ..generation import encode_prompt, evaluating
 from ..models.loading import stop_ids
 from ..train.learner import token_loss
 from ..generation import answer_text, sample_ids, sampling_config
 from ..models.wrapper import HFModel
 from ..train.learner import lm_learner
-from ..data.batches import as_asked
+from ..data.messages import as_asked
 
 # %% ../../nbs/learn/12_rlhf.ipynb #3b21e6ec
 def _rollout(prompt, ids, answer, stops, tok):

@@ -16,23 +16,21 @@ from dataclasses import dataclass, field
 from typing import Callable
 
 from ..core import LmftError
-from ..data.batches import clm_examples, fit_length, lm_dls, sft_examples, to_messages
+from ..data.examples import clm_examples, fit_length, sft_examples
+from ..data.loaders import lm_dls
+from ..data.messages import to_messages
 from ..data.ondisk import OnDisk, tokens_on_disk
-from ..data.records import split_records
+from ..data.splits import split_records
 from ..models.methods import usual_lr
 from .defaults import Defaults, stage_defaults
-from .extraction import (EntityF1, answer_questions, entity_f1, ner_dls, predict_tags, qa_dls, qa_prompt,
-                                    squad_scores, tags_of, write_answers)
+from .extraction import EntityF1, entity_f1, ner_dls, predict_tags, tags_of
+from .questions import answer_questions, qa_dls, qa_prompt, squad_scores, write_answers
 from .classification import MacroF1, label_config, labels_of
 from .finetuning import classify_dls, tune_learner
 from .pairs import PairDL, RewardDL, answer_pair, pair_dls, pair_examples, reward_pair
 from .builders import dpo_learner as dpo_from_dls, reward_learner as reward_from_dls
-from .classification import MacroF1, label_config, labels_of
-from .finetuning import classify_dls, tune_learner
-from .pairs import PairDL, RewardDL, answer_pair, pair_dls, pair_examples, reward_pair
-from .preferences import dpo_from_dls, reward_from_dls
 from .rankings import rankings_to_pairs, split_by_prompt
-from .pretraining import TermAccuracy, masked_dls, mlm_dls, mlm_examples, mlm_nsp_loss
+from .pretraining import masked_dls, mlm_dls, mlm_examples, mlm_nsp_loss
 from ..train.learner import Accuracy, BitsPerByte, token_loss
 
 # %% ../../nbs/reference/stages.ipynb #84fe4f78
@@ -122,7 +120,7 @@ def _mlm(dls, model, method, lr, metrics, nsp=False, mlm_probability=None, **kwa
 
 def _mlm_metrics(tok, model):
     names = ['masked_accuracy', 'nsp_accuracy'][:1+hasattr(model, 'cls') and hasattr(model.cls, 'seq_relationship')]
-    return [TermAccuracy(i, name) for i,name in enumerate(names)]
+    return [Accuracy(i, name) for i,name in enumerate(names)]
 
 stages['mlm'] = Stage('mlm', 'Pretrain a masked language model on text, or continue its pretraining', 'masked', ({'text'},),
                       _mlm_dls, _mlm, _mlm_metrics, new_lr=dict(tiny=2e-3, small=1e-3),

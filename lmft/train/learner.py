@@ -31,8 +31,9 @@ from fastcore.foundation import L
 from torch import nn
 
 from .. import generation
-from ..data.batches import token_bytes
-from ..models.wrapper import HFModel, require_packing
+from ..data.tokenizers import token_bytes
+from ..models.wrapper import HFModel
+from ..models.wrapper import require_packing
 from ..models.loading import save_model
 from .optim import adamw, layer_groups, lr_curve
 
@@ -134,10 +135,14 @@ def Perplexity():
     "e to the mean loss of a target"
     return SumMetric(_term_sums, lambda t: math.exp(min(_mean_loss(t), 700)), 'ppl')
 
-def Accuracy():
+def Accuracy(
+    i:int=0,              # Number of the target, where a model has several
+    name:str='accuracy',  # Name in the table
+):
     "Share of targets whose most probable class is right"
-    def _sums(learn): return [(learn.pred.argmax(-1)==learn.yb[0]).sum(), len(learn.yb[0])]
-    return SumMetric(_sums, lambda t: t[0]/max(t[1], 1), 'accuracy')
+    def _pred(learn): return learn.pred[i] if isinstance(learn.pred, tuple) else learn.pred
+    def _sums(learn): return [(_pred(learn).argmax(-1)==learn.yb[i]).sum(), len(learn.yb[i])]
+    return SumMetric(_sums, lambda t: t[0]/max(t[1], 1), name)
 
 # %% ../../nbs/learn/02_learner.ipynb #2b93e35b
 def BitsPerByte(

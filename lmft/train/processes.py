@@ -25,7 +25,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
 from fastcore.basics import noop, patch
 
-from ..data.batches import LMDL
+from ..data.loaders import LMDL
 from .learner import TokenAccumulation, over_ranks
 
 # %% ../../nbs/reference/processes.ipynb #73709d5b

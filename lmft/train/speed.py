@@ -25,7 +25,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from ..data.batches import make_batch
+from ..data.loaders import make_batch
 from .learner import TokenAccumulation, token_loss
 from ..models.parts import base_of, blocks_of, head_of, virtual_tokens
 

@@ -1,4 +1,4 @@
-"""A small world whose every truth is known: people, places and things, what holds of them, and since when
+"""A small world whose every truth is known, long since its twenty-three relations stand here with all their phrasings
 
 The facts of the tiny world. `World(seed)` draws people, cities, countries, animals, films, companies and the facts
 that hold of them, some for a few years only. Each relation has many phrasings and questions, so that a fact can be

@@ -1,4 +1,4 @@
-"""Supervised tasks in clusters, with templates and scorers, and no test that can be passed by counting words
+"""Forty-two supervised tasks in one table, hence long: clusters, templates, scorers, no test passed by counting words
 
 Labelled tasks over the tiny world. `task_rows` makes records (task, cluster, instruction, input, output, options) of
 one task; training and test rows never share an instance, a kept name or a kept template. Tagged sentences, SQuAD
