@@ -62,8 +62,9 @@ def _completion(r):
     texts = [isinstance(r[k], str) for k in ('prompt', 'completion')]
     if not any(isinstance(r[k], list) for k in ('prompt', 'completion')):
         return dict(prompt=text_in(r, 'prompt'), completion=text_in(r, 'completion'))
-    if any(texts): raise BadRecord('is a text where the other is a list of messages', field='prompt' if texts[0] else 'completion',
-                                   mend='give prompt and completion as two texts or as two lists')
+    if any(texts):
+        raise BadRecord('is a text where the other is a list of messages', field='prompt' if texts[0] else 'completion',
+                        mend='give prompt and completion as two texts or as two lists')
     return dict(messages=_turns(r, 'prompt')+_turns(r, 'completion'))
 
 # %% ../../nbs/reference/conversations.ipynb #c4c3754b
@@ -71,7 +72,8 @@ def _completion(r):
 def _unpaired(r):
     y = r['label']
     if not (isinstance(y, bool) or y in ('true', 'false', 'True', 'False') or type(y) is int and y in (0, 1)):
-        raise BadRecord(f'is {show_value(y)}', field='label', mend='give true for a good answer, false for a bad one, or leave it out')
+        raise BadRecord(f'is {show_value(y)}', field='label',
+                        mend='give true for a good answer, false for a bad one, or leave it out')
     if y in (False, 'false', 'False'):
         raise BadRecord('is false: people disliked this answer, and it would be trained as a good one', field='label',
                         mend="leave such records out (on_bad='skip'), or give pairs of prompt, chosen and rejected")
@@ -80,15 +82,18 @@ def _unpaired(r):
 # %% ../../nbs/reference/conversations.ipynb #bb058982
 def _before(r):
     "The messages of `system` and `history` of a row; none if it has none"
-    turns = [dict(role='system', content=s)] if (s := r.get('system')) and text_in(r, 'system', blank=True).strip() else []
+    system = text_in(r, 'system', blank=True) if r.get('system') else ''
+    turns = [dict(role='system', content=system)] if system.strip() else []
     history = r.get('history') or []
-    if not isinstance(history, list): raise BadRecord(f'is {show_value(history)}', field='history', mend='give a list of pairs of texts')
+    if not isinstance(history, list):
+        raise BadRecord(f'is {show_value(history)}', field='history', mend='give a list of pairs of texts')
     for i,pair in enumerate(history):
         if isinstance(pair, dict): turns += _turns(dict(history=[pair]), 'history')
         elif isinstance(pair, list) and len(pair)==2:
             said = dict(zip(('question', 'answer'), pair))
             with within(f'history[{i}]'):
-                turns += [dict(role=w, content=text_in(said, k)) for w,k in (('user', 'question'), ('assistant', 'answer'))]
+                turns += [dict(role='user', content=text_in(said, 'question')),
+                          dict(role='assistant', content=text_in(said, 'answer'))]
         else: raise BadRecord(f'is {show_value(pair)}', field=f'history[{i}]', mend='give a question and an answer')
     return turns
 
@@ -104,7 +109,8 @@ def in_context(
         first = record['messages'][0]
         if first['role']=='system' and before[0]['role']=='system':
             if first['content']!=before[0]['content']:
-                raise BadRecord('is not the system message of the conversation', field='system', mend='give one of them')
+                raise BadRecord('is not the system message of the conversation', field='system',
+                                mend='give one of them')
             before = before[1:]
         return dict(record, messages=before+record['messages'])
     ask = '\n\n'.join(filter(None, [record['instruction'], record['input']])) if triple else record['prompt']

@@ -1,7 +1,7 @@
 """Plain text, sentences a word a line, and tunes: streams of lines that are never held whole
 
-A format is a function from a path to rows, each with its place. These formats are made of lines, and are read as a stream,
-so a file may be larger than memory.
+A format is a function from a path to rows, each with its place. These formats are made of lines, and are read as a
+stream, so a file may be larger than memory.
 
 Docs: https://lmft-org.github.io/lmft/reference/lines.html.md"""
 
@@ -150,8 +150,9 @@ class _Columns:
         here = has_position(text_in(dict(tag=tag), 'tag'))
         if self.positions is None: self.positions = here
         elif here is not None and here!=self.positions:
-            raise BadRecord(f'is {show_value(tag)}', field='tag', mend='give O, or B-, I-, E- or S- and a type, as the tags before it'
-                            if self.positions else 'leave out the position, as the tags before it do')
+            mend = 'leave out the position, as the tags before it do'
+            if self.positions: mend = 'give O, or B-, I-, E- or S- and a type, as the tags before it'
+            raise BadRecord(f'is {show_value(tag)}', field='tag', mend=mend)
         return tag
 
 # %% ../../nbs/reference/lines.ipynb #2b7381ed
@@ -188,14 +189,15 @@ def conll_rows(
     "The sentences of a CoNLL file; `-DOCSTART-` lines and comments are passed over"
     split = _Columns()
     for block in _blocks(path, lambda line: line.startswith('-DOCSTART-')):
-        if split.width is None:                                                     # the first token says what a line is
+        if split.width is None:                                        # the first token says what a line is
             head = next((line for _,line in block if isinstance(line, str) and not _comment.match(line)), None)
             try: split(head or '')
             except BadRecord: split = _Columns()
             split.positions = None
         block = [(n, line) for n,line in block if not (isinstance(line, str) and split.is_comment(line))]
         if block and (row := _sentence(path, block, split)): yield dict(line=block[0][0]), row
-    if split.positions is False: say_once(f'{path}: the tags have no B- and I-; words in a row with the same tag are one entity')
+    if split.positions is False:
+        say_once(f'{path}: the tags have no B- and I-; successive words with the same tag are one entity')
 
 # %% ../../nbs/reference/lines.ipynb #f83ef201
 def abc_rows(

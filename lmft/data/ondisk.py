@@ -193,7 +193,8 @@ def records_on_disk(
             content.update(line := _line(r))
             yield line
     told = keep_shards(folder, grouped(lines(), shard_bytes), lambda group: [dict(json=line) for line in group],
-                       lambda: dict(content=content.hexdigest(), bad=[b.as_dict() for b in left_out], said=[*said][before:]))
+                       lambda: dict(content=content.hexdigest(), bad=[b.as_dict() for b in left_out],
+                                    said=[*said][before:]))
     if bad is not None: bad += [BadRecord(**b) for b in told['bad']]
     for line in told['said']: say_once(line)                        # a later process has not read the files
     records = OnDisk(folder, _from_line, told['content'])

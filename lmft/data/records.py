@@ -2,7 +2,7 @@
 
 Data comes in many formats (text, JSON Lines, CSV, Parquet, CoNLL, ABC, folders written by 🤗 datasets) and in many
 shapes (Alpaca, ShareGPT, SQuAD, …). `read_records` turns any of them into plain dicts, one at a time, so that a file
-larger than memory can be read. What cannot be used is a `BadRecord` that says where it stands; what is not used is said.
+larger than memory can be read. What cannot be used is a `BadRecord` that says where; what is not used is said.
 
 Docs: https://lmft-org.github.io/lmft/reference/records.html.md"""
 
@@ -34,7 +34,8 @@ class _File:
         if self.columns and isinstance(row, dict): row = renamed(row, self.columns)
         self.shape = self.shape or self.told_shape(row)
         name = next((k for k in ('label', self.called.get('label')) if isinstance(row, dict) and k in row), None)
-        if name and self.shape!='unpaired' and 'label' in shapes[self.shape].fields: row = {**row, name: self.typed(row[name], name)}
+        if name and self.shape!='unpaired' and 'label' in shapes[self.shape].fields:
+            row = {**row, name: self.typed(row[name], name)}
         made,unused,called = records_of(row, self.shape, frozenset(self.columns))
         self.unused |= dict.fromkeys(unused)
         self.called |= called
@@ -54,7 +55,9 @@ def _is_table(src): return isinstance(src, Path) and suffix_of(src) in ('.csv', 
 
 def _column(src, columns, name):
     "The texts in one column of a CSV file; what is wrong with the file is told by the reader"
-    try: yield from (v for _,row in rows_of(src) if isinstance(row, dict) for v in [renamed(row, columns).get(name)] if isinstance(v, str))
+    try:
+        for _,row in rows_of(src):
+            if isinstance(row, dict) and isinstance(y := renamed(row, columns).get(name), str): yield y
     except LmftError: return
 
 def _typed(self, y, name):
@@ -66,9 +69,10 @@ def _typed(self, y, name):
     if type(y) is int and isinstance(self.label, float): y = float(y)
     if self.label is None: self.label = y
     elif type(y) is not type(self.label):
+        mixed = type(y) is float and type(self.label) is int
         numbers = 'write all numbers with a point to predict a value, or none for classes'
         raise BadRecord(f'is {show_value(y)}, but the first label is {show_value(self.label)}', field='label',
-                        mend=numbers if type(y) is float and type(self.label) is int else 'use names or numbers, not both')
+                        mend=numbers if mixed else 'use names or numbers, not both')
     return y
 
 _File.typed = _typed
@@ -77,7 +81,8 @@ _File.typed = _typed
 def _tell(file):
     "Say once what a file calls our fields, which labels were trimmed, and which fields were not used"
     if file.called: say_once(f"{file.src}: {', '.join(f'{k} is read from {v}' for k,v in file.called.items())}")
-    if file.trimmed: say_once(f'{file.src}: blanks around labels are left out ({show_value(file.trimmed)} is {show_value(file.trimmed.strip())})')
+    if y := file.trimmed:
+        say_once(f'{file.src}: blanks around labels are left out ({show_value(y)} is {show_value(y.strip())})')
     names = [k for k in file.unused if k not in metadata]
     more = f', and {len(names)-12} more' if names[12:] else ''
     if names: say_once(f'{file.src}: these fields are not used: {field_names(names, 12)}{more}')
@@ -94,13 +99,14 @@ def _file_records(src, columns):
     except BadRecord as e: raise placed(e, path=src) from None
     except LmftError as e: raise (e if str(src) in str(e) else LmftError(f'{src}: {e}')) from None
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, RecursionError) as e:
-        raise LmftError(f'{src}: cannot be read after {place or "its beginning"}: {(str(e) or type(e).__name__).splitlines()[0][:300]}') from e
+        why = (str(e) or type(e).__name__).splitlines()[0][:300]
+        raise LmftError(f'{src}: cannot be read after {place or "its beginning"}: {why}') from e
     if place is None: yield BadRecord('is empty; it holds no record', path=src)
     _tell(file)
 
 # %% ../../nbs/reference/records.ipynb #039660fc
 def read_records(
-    paths,            # File, folder or 'hf:NAME[:SPLIT]', or a list of them; of a folder with splits, the training split
+    paths,            # File, folder or 'hf:NAME[:SPLIT]', or a list of them; of splits, the training split
     on_bad='error',   # 'error': raise the first `BadRecord`; 'skip': go on without it
     bad:list=None,    # With 'skip', receives each `BadRecord`
     columns=None,     # Our field → name in the files, or 'text=review,label=sentiment', as for `parse_columns`
@@ -141,7 +147,9 @@ def split_sources(
     "Which files train and which validate; a test split never trains"
     splits,frac = find_splits(paths),_fraction(valid)
     train,name = splits.get('train', []),_titles(paths)
-    if not train: raise LmftError(f"{name}: has no split to train on, but {', '.join(k for k in splits if splits[k])}; name a file to train on")
+    if not train:
+        there = ', '.join(k for k in splits if splits[k])
+        raise LmftError(f'{name}: has no split to train on, but {there}; name a file to train on')
     if frac is None:
         own = find_splits(valid)
         held = own.get('validation') or own.get('test') or own['train']
@@ -160,7 +168,7 @@ def split_sources(
 # %% ../../nbs/reference/records.ipynb #ff469580
 def read_splits(
     paths,            # As for `read_records`
-    valid=.1,         # Part of the records for validation, where `paths` have no validation or test split; or data as for `paths`
+    valid=.1,         # Part for validation, where `paths` have no split for it; or data as for `paths`
     seed:int=0,       # Of the split
     on_bad='error',   # As for `read_records`
     bad:list=None,    # As for `read_records`

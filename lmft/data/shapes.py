@@ -48,16 +48,17 @@ def _self_instruct(r):
 aliases = {k: v.split() for k,v in dict(
     text='review sentence content comment tweet', label='sentiment labels class stars', output='answer response',
     instruction='question query input', prompt='question query instruction input', completion='response answer output',
-    tokens='words', tags='ner_tags', input='context', system='system_prompt').items()}  # Our name → what others call it
+    tokens='words', tags='ner_tags', input='context', system='system_prompt').items()}  # Our name → others' names
 text_pairs = [tuple(names.split()) for names in (
     'premise hypothesis', 'sentence1 sentence2', 'question1 question2', 'question sentence', 'text1 text2')]
-metadata = set('id _id idx index url uuid uid prompt_id question_id timestamp date __index_level_0__'.split())  # Never missed
+metadata = set('id _id idx index url uuid uid prompt_id question_id date __index_level_0__'.split())  # Not said
 
 # %% ../../nbs/reference/shapes.ipynb #ebf84e42
 def _names_for(fields, names):
     "Our name → the row's name for each of `fields`; None if one is missing"
     both = next((p for p in text_pairs if set(p)<=names), None)
-    found = dict(zip(('text', 'text_pair'), both)) if both and 'text_pair' in fields and not {'text', 'text_pair'} & names else {}
+    as_pair = both and 'text_pair' in fields and not {'text', 'text_pair'} & names
+    found = dict(zip(('text', 'text_pair'), both)) if as_pair else {}
     for f in fields:
         if f in names: found[f] = f
         elif len(fields)==1 and len(names-metadata)>1: return None       # one other name among many is no shape
@@ -69,7 +70,7 @@ def _names_for(fields, names):
 
 @lru_cache(maxsize=2**12)
 def _fit(names, wanted, n_shapes):
-    "(shape, our name → the row's name) of a row with these names: most wanted fields, most fields, fewest other names"
+    "(shape, our name → the row's name): most wanted fields, most fields, fewest other names"
     fits = {k: found for k,s in shapes.items() if (found := _names_for(s.fields, names)) is not None}
     def score(k):   # a question and its answer are a conversation rather than a text that goes on
         return len(wanted & set(shapes[k].fields)), len(fits[k]), -sum(a!=b for a,b in fits[k].items()), k!='completion'
@@ -85,16 +86,19 @@ def shape_of(
 
 def _found(record, wanted):
     "The shape of a row, and what it calls the fields"
-    if not isinstance(record, dict): raise BadRecord(f'is {show_value(record)}', mend='give an object with named fields')
+    if not isinstance(record, dict):
+        raise BadRecord(f'is {show_value(record)}', mend='give an object with named fields')
     name,found = _fit(frozenset(record), frozenset(wanted), len(shapes))
     talk = next((k for k in ('messages', 'conversations') if isinstance(record.get(k), list)), None)
-    if talk and name in ('plain', 'prompt', 'labelled', 'completion'): name,found = _fit(frozenset([talk]), frozenset(), len(shapes))
+    if talk and name in ('plain', 'prompt', 'labelled', 'completion'):
+        name,found = _fit(frozenset([talk]), frozenset(), len(shapes))
     if name: return name,found
     closest = max(shapes, key=lambda name: (sum(f in record for f in shapes[name].fields), -len(shapes[name].fields)))
     needs,others = shapes[closest].fields,[k for k in record if k not in shapes[closest].fields]
     missing = next((f for f in needs if f not in record), needs[0])
-    hint = f"the nearest, {closest}, needs {', '.join(needs)}; name yours with columns, such as {missing}={field_names(others[:1] or ['NAME'])}"
-    if len(others)==len(record): hint = f"name yours with columns, such as text={field_names(list(record)[:1] or ['NAME'])}"
+    theirs = field_names(others[:1] or ['NAME'])
+    hint = f"the nearest, {closest}, needs {', '.join(needs)}; name yours with columns, such as {missing}={theirs}"
+    if len(others)==len(record): hint = f'name yours with columns, such as text={theirs}'
     raise BadRecord(f'the fields ({field_names(record)}) are of no known shape', mend=hint)
 
 # %% ../../nbs/reference/shapes.ipynb #b438a0d0
@@ -111,7 +115,7 @@ def records_of(
     record,               # A row as the file says it
     shape=None,           # Name in `shapes` that it must have; None: the one that it has
     wanted=frozenset(),   # As for `shape_of`
-) -> tuple:               # (records, names of fields that were not used, our name → another name that was taken for it)
+) -> tuple:               # (records, names of fields that were not used, our name → the name taken for it)
     "As `normalise`, and what it did not use"
     if shape and isinstance(record, dict):
         needs = shapes[shape].fields
@@ -158,7 +162,8 @@ def _unused(row, record):
     return names
 
 # %% ../../nbs/reference/shapes.ipynb #db88ecce
-def _known(): return sorted({f for s in shapes.values() for f in s.fields} | {'input', 'system', 'history', 'tools', 'source'})
+def _known():
+    return sorted({f for s in shapes.values() for f in s.fields} | {'input', 'system', 'history', 'tools', 'source'})
 
 def near(name, names) -> str:
     "What somebody may have meant who wrote `name`, as the end of a message"

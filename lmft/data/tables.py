@@ -56,8 +56,10 @@ def _header(names):
     odd = next((n for n in named if len(n)>60 or len(n.split())>4 or re.fullmatch(r'-?[\d.]+', n)), None)
     twice = next((n for n in named if named.count(n)>1), None)
     if odd is not None or twice or not all(named):
-        what = f'{show_value(odd)} is no name' if odd is not None else f'{show_value(twice)} stands there twice' if twice else 'a name is left out'
-        raise BadRecord(f'the first row does not name the columns: {what}', mend='put a header such as text,label on top, each name once')
+        what = f'{show_value(twice)} stands there twice' if twice else 'a name is left out'
+        if odd is not None: what = f'{show_value(odd)} is no name'
+        raise BadRecord(f'the first row does not name the columns: {what}',
+                        mend='put a header such as text,label on top, each name once')
     return names
 
 # %% ../../nbs/reference/tables.ipynb #4e15f24a
@@ -75,7 +77,8 @@ def csv_rows(
         if isinstance(row, list):
             while len(row)>len(names) and not row[-1].strip(): row.pop()
             if len(row)!=len(names):
-                row = BadRecord(f'has {len(row)} values, the first row {len(names)}', mend='quote values that hold the separator')
+                row = BadRecord(f'has {len(row)} values, the first row {len(names)}',
+                                mend='quote values that hold the separator')
         yield dict(line=line), row if isinstance(row, BadRecord) else {k: v for k,v in zip(names, row) if k}
 
 # %% ../../nbs/reference/tables.ipynb #5f8b6a82
@@ -91,7 +94,9 @@ def label_type(
     "int if all are whole numbers, float if all are numbers, str if one is a code such as 01; else each by itself"
     whole = digits = numbers = True
     for v in (v.strip() for v in values if v.strip()):
-        whole,digits,numbers = whole and bool(_whole.fullmatch(v)),digits and bool(_digits.fullmatch(v)),numbers and _is_number(v)
+        whole = whole and bool(_whole.fullmatch(v))
+        digits = digits and bool(_digits.fullmatch(v))
+        numbers = numbers and _is_number(v)
         if not numbers: return lambda v: int(v) if _whole.fullmatch(v.strip()) else v
     if whole: return lambda v: int(v) if v.strip() else v
     return str if digits else lambda v: float(v) if v.strip() else v
@@ -103,7 +108,8 @@ def _class_names(features):
     def namer(f):
         inner = getattr(f, 'feature', None) if not isinstance(f, list) else f[0]
         if isinstance(f, datasets.ClassLabel): return lambda k: None if k is None or k<0 else f.names[k]
-        return (lambda ks: None if ks is None else [namer(inner)(k) for k in ks]) if isinstance(inner, datasets.ClassLabel) else None
+        if isinstance(inner, datasets.ClassLabel):
+            return lambda ks: None if ks is None else [namer(inner)(k) for k in ks]
     return {k: name for k,f in features.items() if (name := namer(f))}
 
 def _with_names(rows, names):
@@ -167,4 +173,5 @@ def dataset_rows(
         data = data['train']
     try:
         for n,row in enumerate(_with_names(data, _class_names(data.features)), 1): yield dict(record=n), row
-    except Exception as e: raise LmftError(f'{src}: cannot be read: {(str(e) or type(e).__name__).splitlines()[0]}') from e
+    except Exception as e:
+        raise LmftError(f'{src}: cannot be read: {(str(e) or type(e).__name__).splitlines()[0]}') from e

@@ -119,7 +119,8 @@ def _fit_prompt(model, config):
     "Sizes of a soft prompt or prefix, as the model's vectors or its keys have them"
     c,base = base_of(model).config.get_text_config(),base_of(model)
     if config.peft_type.value!='PREFIX_TUNING':
-        config.token_dim = base.get_input_embeddings().embedding_dim
+        config.token_dim,config.num_layers = base.get_input_embeddings().embedding_dim,c.num_hidden_layers
+        config.num_attention_heads = getattr(c, 'num_attention_heads', 1)                 # peft asks, but uses neither here
         return
     if not hasattr(c, 'num_attention_heads'): raise LmftError(f'{type(base).__name__} has no attention, so it takes no prefix')
     heads = 1 if getattr(c, 'multi_query', False) and not getattr(c, 'new_decoder_architecture', False) else \
@@ -133,10 +134,12 @@ def _try_prompt(model):
     base,modes = base_of(model),{m: m.training for m in model.modules()}
     device = next(base.parameters()).device
     if device.type=='meta': return
-    ids,name = torch.tensor([[3, 4, 5]], device=device),f'{model.active_peft_config.peft_type.value} does not go with {type(base).__name__}'
+    name = f'{model.active_peft_config.peft_type.value} does not go with {type(base).__name__}'
+    end,pad = (v if isinstance(v := getattr(base.config, k, None), int) else d for k,d in (('eos_token_id', 4), ('pad_token_id', 0)))
+    ids,mask = torch.tensor([[3, 4, 5, end], [3, 4, end, pad]], device=device),torch.tensor([[1]*4, [1, 1, 1, 0]], device=device)
     try:
         model.eval()
-        with_it,without = (m(input_ids=ids, attention_mask=torch.ones_like(ids))[0][..., -1] for m in (model, base))
+        with_it,without = (m(input_ids=ids, attention_mask=mask)[0][0, ..., -1] for m in (model, base))
     except Exception as e: raise LmftError(f'{name}: {(str(e).splitlines() or [type(e).__name__])[0]}') from e
     finally:
         for m,t in modes.items(): m.training = t

@@ -80,8 +80,8 @@ def _pools(module, body):
     "Is this a child of the body that stands behind the one with the blocks, and has a matrix?"
     children = [*body.children()]
     stacks = [*block_stacks(body).values()]
-    at = next((i for i,c in enumerate(children) if any(s in [*c.modules()][1:] for s in stacks)), len(children))
-    return module in children[at+1:] and any(p.ndim>1 for p in module.parameters())
+    at = [i for i,c in enumerate(children) if any(s in [*c.modules()][1:] for s in stacks)]
+    return bool(at) and module in children[at[-1]+1:] and any(p.ndim>1 for p in module.parameters())
 
 def head_of(model):
     "The last layer: to the vocabulary, to labels, or to the ends of a span"
