@@ -22,6 +22,7 @@ from ..data.messages import to_messages
 from ..data.ondisk import OnDisk, tokens_on_disk
 from ..data.splits import split_records
 from ..models.methods import usual_lr
+from ..models.parts import head_kind
 from .defaults import Defaults, stage_defaults
 from .extraction import EntityF1, entity_f1, ner_dls, predict_tags, tags_of
 from .questions import answer_questions, qa_dls, qa_prompt, squad_scores, write_answers
@@ -119,7 +120,7 @@ def _mlm(dls, model, method, lr, metrics, nsp=False, mlm_probability=None, **kwa
     return _lm(dls, model, method, lr, metrics, mlm_nsp_loss if nsp else token_loss, **kwargs)
 
 def _mlm_metrics(tok, model):
-    names = ['masked_accuracy', 'nsp_accuracy'][:1+hasattr(model, 'cls') and hasattr(model.cls, 'seq_relationship')]
+    names = ['masked_accuracy', 'nsp_accuracy'][:1+(head_kind(model)=='pretraining')]
     return [Accuracy(i, name) for i,name in enumerate(names)]
 
 stages['mlm'] = Stage('mlm', 'Pretrain a masked language model on text, or continue its pretraining', 'masked', ({'text'},),

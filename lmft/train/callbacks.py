@@ -27,7 +27,7 @@ from fastcore.basics import patch
 from IPython.display import display
 
 from ..generation import generate
-from ..models.parts import blocks_of, head_of, virtual_tokens
+from ..models.parts import base_of, blocks_of, head_of, new_modules, virtual_tokens
 
 # %% ../../nbs/reference/callbacks.ipynb #95995917
 class Precision(Callback):
@@ -81,7 +81,8 @@ def step_flops(
         for p in b.parameters():
             if p.ndim==2: flops += tokens*p.numel()*(2+2*below+2*p.requires_grad)
         flops += tokens*4*width*row_len*(1+2*below)
-    for n,p in head.named_parameters():                      # some have two matrices; peft keeps the untrained ones beside
+    own = [m for n in new_modules(model) if (m := base_of(model).get_submodule(n)) is not None and 'pooler' not in n]
+    for n,p in (x for m in own or [head] for x in m.named_parameters()): # some have two matrices; peft keeps untrained ones beside
         if p.ndim==2 and 'original_module' not in n: flops += targets*p.numel()*(2+2*below+2*p.requires_grad)
         below = below or p.requires_grad
     return flops
