@@ -67,7 +67,7 @@ def claim_pages(id=None):
 def claims(id=None):
     "Measure claims with all seeds, which rewrites the ledger, then run and save the page of all claims"
     for page in claim_pages(id):
-        nbdev('test', root, page, '--cell-timeout', '0', '--do-print', env={**os.environ, 'LMFT_CLAIMS': '1'}, check=True)
+        nbdev('test', root, page, '--flags', 'slow', '--cell-timeout', '0', '--do-print', env={**os.environ, 'LMFT_CLAIMS': '1'}, check=True)
     page = 'nbs/explanations/claims.ipynb'
     nbdev('test', root, page, '--save', check=True)
     nbdev('clean', root, '--fname', page, check=True)

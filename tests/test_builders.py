@@ -1,0 +1,74 @@
+"Each stage in a few lines, on real data, as a user writes it"
+import inspect
+import pytest
+from lmft.all import *
+from lmft import all as lm
+
+@pytest.fixture(scope='module')
+def base(data, tmp_path_factory):
+    "A causal model after a few steps on a book"
+    learn = clm_learner(data/'text/alice.txt', 'tiny', vocab_size=1000, seq_len=64)
+    before = learn.validate()[0]
+    learn.fit_cos(steps=20)
+    assert learn.validate()[0]<before
+    return learn.save(tmp_path_factory.mktemp('base')/'model')
+
+@pytest.fixture(scope='module')
+def masked(data, tmp_path_factory):
+    learn = mlm_learner(data/'text/alice.txt', 'tiny', vocab_size=1000, seq_len=48)
+    learn.fit_cos(steps=10)
+    return learn.save(tmp_path_factory.mktemp('masked')/'model')
+
+@pytest.mark.parametrize('which', ['base', 'masked'])
+def test_classify(request, data, tmp_path, which):
+    learn = classify_learner(data/'sentiment/sst2_dev.jsonl', request.getfixturevalue(which), seq_len=48)
+    learn.fit_cos(steps=3)
+    found = learn.predict('A charming film.')
+    again = load_learner(learn.save(tmp_path/'out'))
+    assert found['prediction'] in found['probabilities'] and again.predict('A charming film.')['prediction']==found['prediction']
+    assert len(learn.predict(['One text.', 'Another.']))==2
+    learn.plot_confusion_matrix()
+
+def test_other_names_and_memory(base):
+    "Columns with other names, from a list of dicts"
+    rows = [dict(review=f'It was {w} {i}', sentiment=y) for i in range(20) for w,y in (('good', 'yes'), ('bad', 'no'))]
+    learn = classify_learner(rows, base, columns='text=review,label=sentiment', seq_len=16, class_weights='balanced')
+    learn.fit_cos(steps=2)
+    assert learn.predict('It was good')['prediction'] in ('yes', 'no')
+
+def test_ner(masked, data):
+    learn = ner_learner(data/'ner/wnut17train.conll', masked, seq_len=64)
+    learn.fit_cos(steps=2)
+    assert isinstance(learn.predict('Rose lives in Paris.')['entities'], list)
+
+def test_qa(masked, data):
+    learn = qa_learner(data/'qa/xquad_en_dev.json', masked, valid=.02, seq_len=320, on_bad="skip")
+    learn.fit_cos(steps=2)
+    found = learn.predict(dict(context='Rose lives in Paris.', question='Where does Rose live?'))
+    assert found['answer'] in 'Rose lives in Paris.'
+
+def test_sft_then_dpo(base, data, tmp_path):
+    learn = sft_learner(data/'instruct/gsm8k_alpaca_dev.jsonl', base, method='lora', r=4, seq_len=128, valid=.02)
+    learn.fit_cos(steps=2)
+    assert isinstance(learn.chat('What is two and two?', max_new_tokens=3), str)
+    learn = dpo_learner(data/'preference/dpo_en_demo_dev.jsonl', base, on_bad='skip', bs=2)
+    learn.fit_cos(steps=2)
+    assert learn.options['method']=='lora' and learn.score(['Hi'], ['Ho']).shape==(1,)
+
+def test_reward_then_ppo(base, data, tmp_path):
+    learn = reward_learner(data/'preference/dpo_en_demo_dev.jsonl', base, on_bad='skip', bs=2)
+    learn.fit_cos(steps=2)
+    policy = ppo_learner(['Who are you?', 'What is this?']*4, base, reward=learn.save(tmp_path/'reward'), max_new_tokens=4)
+    policy.fit(1)
+    assert len(policy.rollouts.rows)==2
+    policy = ppo_learner(['Who are you?', 'What is this?']*4, base, reward=lambda prompts, answers: [len(a) for a in answers], max_new_tokens=4)
+    policy.fit(1)
+
+def test_signatures_and_mistakes(base, data):
+    "`help` shows every option with its default; what is misspelt is named"
+    for name,s in stages.items():
+        if name=='qa_generative': continue
+        ps = inspect.signature(getattr(lm, f'{name}_learner')).parameters
+        assert ps['method'].default==s.defaults.method and ps['bs'].default==s.defaults.bs and 'kwargs' not in ps
+    with pytest.raises(LmftError, match='did you mean seq_len'): sft_learner([], base, seqlen=3)
+    with pytest.raises(LmftError, match='learn.save'): load_learner(base).export()
