@@ -20,7 +20,7 @@ from inspect import signature
 from pathlib import Path
 
 from .check.estimate import as_options, estimate, mend
-from .core import LmftError, _remove, say_once, atomic_write, write_jsonl, pick_device, pick_precision
+from .core import LmftError, remove, say_once, atomic_write, write_jsonl, pick_device, pick_precision
 from .data.loaders import clm_dls
 from .data.files import fingerprint
 from .data.records import read_records
@@ -97,7 +97,7 @@ def free_folder(o):
 def clear_folder(out):
     "Make the folder and take out what an earlier run left there"
     out.mkdir(parents=True, exist_ok=True)
-    for name in (*_files, 'model', 'wandb'): _remove(out/name)
+    for name in (*_files, 'model', 'wandb'): remove(out/name)
 
 # %% ../nbs/reference/runs.ipynb #7d98bdd3
 _free_to_change = 'out', 'overwrite', 'resume', 'save_every', 'log', 'gradient_checkpointing'
@@ -117,8 +117,8 @@ def begin_folder(o, out, config, bad=()):
     path = out/'config.json'
     if o.get('resume') and path.exists():
         _same_run(json.loads(path.read_text()), config)
-        for half in out.glob('.*.tmp'): _remove(half)                          # of a run that was killed while it wrote
-        if (out/'metrics.json').exists(): _remove(out/'checkpoints')           # or just before the end
+        for half in out.glob('.*.tmp'): remove(half)                          # of a run that was killed while it wrote
+        if (out/'metrics.json').exists(): remove(out/'checkpoints')           # or just before the end
         return
     clear_folder(out)
     with atomic_write(path) as f: json.dump(config, f, indent=1)
@@ -314,7 +314,7 @@ def run_training(
         if rounds: write_jsonl(learn.rollouts.rows, out/'rounds.jsonl')
         _leave(learn, o, out, config, metrics)
     _say_chance(learn, metrics)
-    _remove(out/'checkpoints')
+    remove(out/'checkpoints')
     for t in tracks: t.finish(metrics, out/'model'/'README.md')
     return metrics
 

@@ -372,7 +372,7 @@ def _preferring(t):
 def _reinforcing(t):
     model,tok = t.fresh('chat')
     first = [as_asked(p, tok) for p in t.asks[-t.judged:]]
-    said = generate(model, tok, first, 16, 1., bs=70)
+    said = generate(model, tok, first, 16, bs=70, temperature=1.)
     reward = scaled_reward(partial(reward_scores, t.rewarder, tok, bs=64), first, said)
     learn = ppo_from_prompts(model, tok, t.asks, reward, n=min(64, t.prompts), seed=t.seed)
     learn.fit_cos(t.rounds)

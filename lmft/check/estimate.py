@@ -25,7 +25,7 @@ from ..train.callbacks import mixed_precision
 from ..train.optim import AdamW
 from ..train.learner import TermLoss, lm_learner, token_loss
 from ..models.wrapper import HFModel
-from ..models.loading import _head, adapter_config, archs, read_config, sizes
+from ..models.loading import adapter_config, archs, heads, read_config, sizes
 from ..models.methods import add_adapter, trainable
 from ..models.parts import base_of, count_params, head_kind, virtual_tokens
 from ..train.speed import checkpoint_blocks
@@ -120,7 +120,8 @@ def _without_weights(model, method, head, arch, vocab_size, seq_len):
     places = getattr(config, 'max_position_embeddings', None) or seq_len
     if seq_len>places: raise LmftError(f'seq_len is {seq_len}, but the model has {places} positions; take shorter rows')
     masked = config.model_type=='bert' or any('Masked' in a or 'PreTraining' in a for a in config.architectures or ())
-    hf = _head(head or ('masked' if masked else 'causal')).from_config(config, dtype=torch.float32)
+    if head and head not in heads: raise LmftError(f"head '{head}' is unknown; use one of {', '.join(heads)}")
+    hf = heads[head or ('masked' if masked else 'causal')].from_config(config, dtype=torch.float32)
     if adapter: return add_adapter(hf, adapter)
     return trainable(hf, 'full' if method=='gradual' else method)         # in the end of gradual all blocks are trained
 

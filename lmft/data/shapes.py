@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 
 from ..core import BadRecord, LmftError
+from . import annotations   # adds its shapes
 from .conversations import in_context
 from .fields import Row, add_shape, field_names, list_in, shapes, show_value, text_in, within
 

@@ -131,7 +131,7 @@ def small_copy(
     depth = max(firsts.values())+1
     for short,narrow in ((True, True), (True, False), (False, True), (False, False)):
         try:
-            with warnings.catch_warnings(), torch.no_grad():
+            with warnings.catch_warnings(), torch.no_grad(), torch.device('cpu'):
                 warnings.simplefilter('ignore')
                 body = _random_copy(arch, depth if short else None, narrow)
                 body(**sample_inputs(body))
@@ -162,7 +162,7 @@ def looks_back_only(
 ) -> bool:
     "Is the body causal?"
     if arch.config.is_encoder_decoder: return False
-    with torch.no_grad(): return not sees_later_tokens(small_copy(arch))
+    with torch.no_grad(), torch.device('cpu'): return not sees_later_tokens(small_copy(arch))
 
 @contextmanager
 def hooks(*handles):
@@ -306,7 +306,7 @@ def anatomy(
     "What runs after the blocks; matrix → role; feed-forwards; where sublayers end; mixers: names in the body"
     whole,body = skeleton(arch),small_copy(arch)
     kinds,roles,forwards,ends,mixing = {},{},[],[],{}
-    with torch.no_grad():
+    with torch.no_grad(), torch.device('cpu'):
         for s in block_stacks(body).values():
             for b in s:
                 if block_kind(b) not in kinds: kinds[block_kind(b)] = _taken_apart(body, b)

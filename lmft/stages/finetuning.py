@@ -10,7 +10,7 @@ Docs: https://lmft-org.github.io/lmft/learn/finetuning.html.md"""
 
 # %% auto #0
 __all__ = ['framed_tokenizer', 'context_length', 'encode_windows', 'labelled_example', 'label_ids', 'class_target',
-           'classify_examples', 'ClassDL', 'row_dls', 'classify_dls', 'predict', 'predict_labels', 'tune_learner',
+           'classify_examples', 'ClassDL', 'row_dls', 'classify_dls', 'tune_learner', 'predict', 'predict_labels',
            'label_prompt', 'prompt_labels']
 
 # %% ../../nbs/learn/05_finetuning.ipynb #3b2a0763
@@ -219,6 +219,27 @@ def classify_dls(
     kw = dict(tok=tok, vocab=names, bs=bs, by_length=True, device=device or pick_device(), seed=seed)
     return DataLoaders(ClassDL(train, n_acc=n_acc, shuffle=True, **kw), ClassDL(valid, **kw), device=kw['device'])
 
+# %% ../../nbs/learn/05_finetuning.ipynb #a4701057
+def tune_learner(
+    dls,                # DataLoaders
+    model,              # 🤗 model
+    method:str='full',  # What is trained, as in `trainable`
+    lr:float=None,      # Highest rate; None: `usual_lr`, or 1e-3 where that knows none
+    cbs=(),             # More callbacks
+    method_options=None,# Options of the method, such as dict(alpha=32, dora=True) of LoRA
+    **kwargs            # Other arguments of `lm_learner`; with `ClassDL`, the loss is that of the model's problem
+):
+    "A Learner that trains just the weights of `method`"
+    model = trainable(model, method, **method_options or {})
+    if stays := getattr(base_of(model), 'stays', None):
+        for n,p in model.named_parameters():
+            if stays.search(n): p.requires_grad_(False)
+    if isinstance(dls.train, ClassDL): kwargs.setdefault('loss_func', class_loss(model))
+    own = [cb() for name,cb in method_cbs.items() if name==method.partition(':')[0]]
+    learn = lm_learner(dls, model, lr=lr or usual_lr(model, method) or 1e-3, cbs=[*own, *L(cbs)], **kwargs)
+    if isinstance(dls.train, ClassDL): vars(learn.loss_func).update(class_decoders(model))
+    return learn
+
 # %% ../../nbs/learn/05_finetuning.ipynb #2ed2576a
 def predict(
     model,           # Model with a head for records, tokens or spans
@@ -251,27 +272,6 @@ def predict_labels(
     "What the model says of each text"
     exs = classify_examples([dict(text=t) for t in texts], tok, model, seq_len)
     return [class_prediction(model, v[0])['prediction'] for v in predict(model, tok, exs, **kwargs)]
-
-# %% ../../nbs/learn/05_finetuning.ipynb #a4701057
-def tune_learner(
-    dls,                # DataLoaders
-    model,              # 🤗 model
-    method:str='full',  # What is trained, as in `trainable`
-    lr:float=None,      # Highest rate; None: `usual_lr`, or 1e-3 where that knows none
-    cbs=(),             # More callbacks
-    method_options=None,# Options of the method, such as dict(alpha=32, dora=True) of LoRA
-    **kwargs            # Other arguments of `lm_learner`; with `ClassDL`, the loss is that of the model's problem
-):
-    "A Learner that trains just the weights of `method`"
-    model = trainable(model, method, **method_options or {})
-    if stays := getattr(base_of(model), 'stays', None):
-        for n,p in model.named_parameters():
-            if stays.search(n): p.requires_grad_(False)
-    if isinstance(dls.train, ClassDL): kwargs.setdefault('loss_func', class_loss(model))
-    own = [cb() for name,cb in method_cbs.items() if name==method.partition(':')[0]]
-    learn = lm_learner(dls, model, lr=lr or usual_lr(model, method) or 1e-3, cbs=[*own, *L(cbs)], **kwargs)
-    if isinstance(dls.train, ClassDL): vars(learn.loss_func).update(class_decoders(model))
-    return learn
 
 # %% ../../nbs/learn/05_finetuning.ipynb #7983d7c9
 def label_prompt(

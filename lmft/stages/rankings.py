@@ -112,7 +112,7 @@ def collect(
     if n<2 or temperature<=0:
         raise LmftError(f'{n} answers at temperature {temperature:g} cannot differ; sample two or more, above 0')
     repeated = [as_asked(p, tok) for p in prompts for _ in range(n)]
-    texts = [t.strip() for t in generate(model, tok, repeated, max_new_tokens, temperature, **kwargs)]
+    texts = [t.strip() for t in generate(model, tok, repeated, max_new_tokens, temperature=temperature, **kwargs)]
     different = [list(dict.fromkeys(texts[i:i+n])) for i in range(0, len(texts), n)]
     return [dict(prompt=p, responses=rs) for p,rs in zip(prompts, different) if len(rs)>1]
 

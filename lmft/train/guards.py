@@ -21,7 +21,7 @@ from ..core import LmftError
 import torch
 from fastai.callback.core import Callback
 
-from .checkpoints import Checkpoint, _of_all
+from .checkpoints import Checkpoint, gather_all
 from .learner import over_ranks
 
 # %% ../../nbs/reference/guards.ipynb #88d5b94b
@@ -35,7 +35,7 @@ class FiniteGuard(Callback):
         loss = float(self.learn.loss)
         if math.isfinite(loss+grad): return
         what = 'loss' if not math.isfinite(loss) else 'gradient'
-        texts = [t for ts in _of_all(bad_texts(self.learn)) for t in ts]
+        texts = [t for ts in gather_all(bad_texts(self.learn)) for t in ts]
         raise LmftError(f"step {self.learn.train_iter+1}: the {what} is not a finite number"
                         + (f"; it comes from the text {' · '.join(map(repr, texts[:3]))}" if texts else '')
                         + '. The weights are those of the step before. Look at the text and the weights, or lower the rate')
