@@ -181,6 +181,10 @@ def _complete(stage, given):
         if k in ps: continue
         near = get_close_matches(k, ps, 1)
         raise LmftError(f"{stage} has no option '{k}'{f'; did you mean {near[0]}?' if near else ''}")
+    for k in ('bs', 'n_acc', 'seq_len', 'lr', 'vocab_size', 'n', 'max_new_tokens', 'r', 'beta', 'stride'):
+        if k in ps and given.get(k) is not None and not 0<given[k]<float('inf'):
+            raise LmftError(f'{k} is {given[k]}; it must be a number above 0')
+    if not 0<=given.get('seed', 0)<2**32: raise LmftError(f"seed is {given['seed']}; it must be from 0 to 2**32-1")
     return {k: p.default for k,p in ps.items()} | given
 
 _shared = [*inspect.signature(options.lora_options).parameters]
