@@ -27,7 +27,7 @@ from rich.console import Console
 
 from . import all as lm
 from .commands import commands
-from .options import near
+from .stages.defaults import near
 
 # %% ../nbs/reference/cli.ipynb #ea64d9ce
 def _whole(kind, tokens):

@@ -37,7 +37,7 @@ def merge(
 ) -> dict:      # max_logit_diff and kl between the adapter and the merged model
     "Add an adapter into the weights of its base"
     o = checked(merge, locals())
-    device,_ = lm.check_options(o)
+    device = lm.pick_device(o['device'])
     out,path = lm.free_folder(o),lm.model_dir(o['model'])
     if not (Path(path)/'adapter_config.json').exists():
         raise lm.LmftError(f'{path}: holds no adapter, so there is nothing to merge')
@@ -117,7 +117,7 @@ def make(
 ) -> dict:                   # rows, dropped_duplicates, dropped_overlap and others
     "Make an instruction set from labelled records, from the answers of annotators, or with a language model"
     o = checked(make, locals())
-    device,_ = lm.check_options(o)
+    device = lm.pick_device(o['device'])
     out,bad = lm.free_folder(o),[]
     for k,way in _only.items():
         if o[k] and how!=way: raise lm.LmftError(f'--{k} goes with --how {way}')
@@ -172,7 +172,7 @@ def evaluate_model(
 ) -> dict:            # mean, mean_se, tasks, rows, left_out_too_long
     "Ask a model tasks, with solved examples in the prompt or without"
     o = checked(evaluate_model, locals(), 'evaluate')
-    device,_ = lm.check_options(o)
+    device = lm.pick_device(o['device'])
     out = lm.free_folder(o)
     path,tok,train,test,bad = _to_ask(o)
     net = lm.load_model(path).to(device)
@@ -225,7 +225,8 @@ def leave_clusters_out(
 ) -> dict:               # base_mean, few_shot_mean, loto_mean, loco_mean, all_mean
     "Leave one cluster of tasks out, and one task of each cluster, and score what was left out"
     o = checked(leave_clusters_out, locals(), 'loco')
-    device,precision = lm.check_options(o)
+    device = lm.pick_device(o['device'])
+    precision = lm.pick_precision(o['precision'], device)
     out = lm.free_folder(o)
     path,tok,train,test,bad = _to_ask(o, rows)
     net = lm.load_model(path)
@@ -272,7 +273,7 @@ def collect_rankings(
 ) -> dict:                  # prompts, rankings, pairs, left
     "Sample answers to prompts and have them ranked, by a person, by the gold labeller of the tiny world, or from a file"
     o = checked(collect_rankings, locals(), 'collect')
-    device,_ = lm.check_options(o)
+    device = lm.pick_device(o['device'])
     out,bad = lm.free_folder(o),[]
     asked = [r['prompt'] for r in lm.read_all(o, o['prompts'], [{'prompt'}], bad)]
     config,answers,ranked = lm.run_config(dict(o, device=str(device))),out/'answers.jsonl',out/'rankings.jsonl'
@@ -308,7 +309,6 @@ def print_findings(
 ) -> list:                  # The findings
     "Say what would train wrongly, without training"
     o = checked(print_findings, locals(), 'doctor')
-    lm.check_options(o)
     if model: o['model'] = lm.model_dir(model)
     shown = []
     found = lm.doctor(**{k: v for k,v in o.items() if k!='command'}, shown=shown)
@@ -333,7 +333,6 @@ def print_estimate(
 ) -> dict:                  # Parameters, bytes and seconds
     "Say what a run would take: parameters, peak memory and time, without training"
     o = checked(print_estimate, locals(), 'estimate')
-    lm.check_options(o)
     steps = max_steps or tokens and -(-tokens//(bs*n_acc*seq_len))
     asked = {k: v for k,v in o.items() if k not in ('command', 'max_steps', 'tokens')} | dict(model=lm.model_dir(o['model']))
     found = lm.estimate(**asked, steps=steps)
@@ -349,7 +348,6 @@ def world_files(
 ):
     "Write the tiny world: text, tasks and preferences, as files in the public formats"
     o = checked(world_files, locals(), 'world')
-    lm.check_options(o)
     return lm.write_world(lm.World(o['seed']), lm.free_folder(o), n_words, rows)
 
 # %% ../nbs/reference/commands.ipynb #11b6dcc5
@@ -361,7 +359,6 @@ def tour_in_folder(
 ) -> dict:                 # The figures of all stages
     "Go the whole way on the tiny world, and leave report.html and metrics.json"
     o = checked(tour_in_folder, locals(), 'tour')
-    lm.check_options(dict(o, device='auto'))
     folder = lm.free_folder(o)
     for name in ('report.html', 'metrics.json'): (folder/name).unlink(missing_ok=True)
     return lm.tour(size, folder, seed)
@@ -382,7 +379,7 @@ def predict_file(
 ) -> dict:                  # records, and figures if the records have labels
     "Predict for every record of a file: classes, entities, answers or texts"
     o = checked(predict_file, locals(), 'predict')
-    device,_ = lm.check_options(o)
+    device = lm.pick_device(o['device'])
     out = lm.free_file(o)
     bad,path = [],lm.model_dir(o['model'])
     lm.check_folder(path)
@@ -398,7 +395,7 @@ def predict_file(
 # %% ../nbs/reference/commands.ipynb #7759d150
 def _opened(o):
     "Model and tokenizer of a command that writes, on its device, seeded"
-    device,_ = lm.check_options(o)
+    device = lm.pick_device(o['device'])
     path = lm.model_dir(o['model'])
     tok,model = lm.load_tokenizer(path),lm.load_model(path).to(device)
     lm.set_seed(o['seed'])

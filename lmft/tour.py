@@ -315,7 +315,7 @@ def _leaving_out(t):
 def _judged(t, model, tok, name):
     "What the gold labeller says of answers to prompts that tell models apart, drawn at temperature 1"
     set_seed(t.seed)
-    said = generate(model, tok, [as_asked(r['prompt'], tok) for r in t.telling], 16, 1., bs=70)
+    said = generate(model, tok, [as_asked(r['prompt'], tok) for r in t.telling], 16, bs=70, temperature=1.)
     rude = [harmless(a)==0 for a,r in zip(said, t.telling) if r['kind']=='provocation']
     t.metrics[f'{name}_insults'] = sum(rude)/len(rude)
     return said

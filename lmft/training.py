@@ -12,6 +12,7 @@ Docs: https://lmft-org.github.io/lmft/reference/training.html.md"""
 __all__ = ['takes', 'pretrain', 'finetune', 'sft', 'reward', 'dpo', 'ppo']
 
 # %% ../nbs/reference/training.ipynb #d11176f4
+from functools import partial
 from inspect import signature
 from typing import Literal
 
@@ -43,10 +44,13 @@ def takes(
 # %% ../nbs/reference/training.ipynb #a1534a88
 def _train(stage, data, model, out, given, **more):
     "Make the learner of a stage and run it"
-    run = {k: given.pop(k) for k in signature(defaults.fit_options).parameters if k in given}
+    params = signature(defaults.fit_options).parameters
+    run = {k: given.pop(k) for k in params if k in given}
+    defaults.check_values('a run', params, run)
     called = lm.stage_call(stage, given)
     lm.free_folder(dict(dict(resume=False, overwrite=False), **run, out=out, command=called['command']))     # before anything else
-    learn = getattr(lm, f'{stage}_learner')(data, model, **given)
+    make = getattr(lm, f'{stage}_learner', partial(lm.stage_learner, stage))
+    learn = make(data, model, **given)
     return lm.run_training(learn, out, **run, **more)
 
 
@@ -79,7 +83,7 @@ def finetune(
     **kwargs         # Options
 ):
     "Tune a model for a task: classes of texts, named entities, answers from a context, or texts of a style"
-    return _train('clm' if task=='generate' else task, data, model, out, kwargs)
+    return _train('clm_generate' if task=='generate' else task, data, model, out, kwargs)
 
 
 # %% ../nbs/reference/training.ipynb #a4308ad7

@@ -15,7 +15,6 @@ __all__ = ['read_data', 'model_dir', 'open_model', 'stage_learner', 'builder', '
 
 # %% ../../nbs/reference/builders.ipynb #d77bd732
 import hashlib, inspect, json, os, re
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -177,14 +176,7 @@ def _source(data):
 def _complete(stage, given):
     "The options of a stage, defaults filled in; rejects what is no option of it"
     ps = inspect.signature(getattr(options, f'{stage.partition("_")[0]}_options')).parameters
-    for k in given:
-        if k in ps: continue
-        near = get_close_matches(k, ps, 1)
-        raise LmftError(f"{stage} has no option '{k}'{f'; did you mean {near[0]}?' if near else ''}")
-    for k in ('bs', 'n_acc', 'seq_len', 'lr', 'vocab_size', 'n', 'max_new_tokens', 'r', 'beta', 'stride'):
-        if k in ps and given.get(k) is not None and not 0<given[k]<float('inf'):
-            raise LmftError(f'{k} is {given[k]}; it must be a number above 0')
-    if not 0<=given.get('seed', 0)<2**32: raise LmftError(f"seed is {given['seed']}; it must be from 0 to 2**32-1")
+    options.check_values(stage, ps, given)
     return {k: p.default for k,p in ps.items()} | given
 
 _shared = [*inspect.signature(options.lora_options).parameters]

@@ -11,20 +11,22 @@ Docs: https://lmft-org.github.io/lmft/reference/defaults.html.md"""
 # %% auto #0
 __all__ = ['Defaults', 'stage_defaults', 'DeviceName', 'PrecisionName', 'OnBad', 'learner_options', 'lora_options', 'clm_options',
            'mlm_options', 'classify_options', 'ner_options', 'qa_options', 'sft_options', 'reward_options',
-           'dpo_options', 'ppo_options', 'fit_options']
+           'dpo_options', 'ppo_options', 'fit_options', 'near', 'check_values']
 
 # %% ../../nbs/reference/defaults.ipynb #525eb59f
 import inspect
 from collections import namedtuple
-from typing import Literal
+from difflib import get_close_matches
+from math import inf
+from typing import Literal, get_args, get_origin
 
 from fastcore.meta import delegates
 
 # %% ../../nbs/reference/defaults.ipynb #f3b3239d
 Defaults = namedtuple('Defaults', 'method bs seq_len packed epochs lr_scale')
 stage_defaults = dict(                        # Name of a stage → its defaults
-    clm=Defaults('full', 8, 256, True, 1, 1.), mlm=Defaults('full', 8, 128, False, 1, 1.),
-    classify=Defaults('full', 8, 256, False, 3, 1.), ner=Defaults('full', 8, 256, False, 3, 1.),
+    clm=Defaults('full', 8, 256, True, 1, 1.), clm_generate=Defaults('full', 8, 256, True, 1, 1.),
+    mlm=Defaults('full', 8, 128, False, 1, 1.), classify=Defaults('full', 8, 256, False, 3, 1.), ner=Defaults('full', 8, 256, False, 3, 1.),
     qa=Defaults('full', 8, 384, False, 3, 1.), qa_generative=Defaults('full', 8, 384, False, 3, 1.),
     sft=Defaults('full', 8, 512, False, 3, 1.), reward=Defaults('full', 8, 512, False, 1, 1.),
     dpo=Defaults('lora', 8, 512, False, 1, .1), ppo=Defaults('lora', 32, None, False, 30, .5))
@@ -182,4 +184,40 @@ def fit_options(
     resume:bool=False,              # Go on with a run that was interrupted, to the same weights
     overwrite:bool=False,           # Replace an earlier run in the folder
 ): "Options of a run"
+
+
+# %% ../../nbs/reference/defaults.ipynb #7782f4a3
+_above_0 = ('epochs', 'max_steps', 'bs', 'n_acc', 'seq_len', 'lr', 'max_new_tokens', 'n_words', 'rows', 'n', 'rouge', 'beta', 'eps',
+            'clip', 'r', 'alpha', 'stride', 'eval_every', 'early_stopping', 'save_every', 'save_total', 'tokens', 'vocab_size')
+_ranges = {**dict.fromkeys(_above_0, ('a number above 0', lambda x: 0<x<inf)),
+           **dict.fromkeys(('shots', 'held_out', 'temperature', 'warmup', 'wd'), ('0 or more', lambda x: 0<=x<inf)),
+           **dict.fromkeys(('dropout', 'label_smoothing'), ('from 0 to below 1', lambda x: 0<=x<1)),
+           **dict.fromkeys(('top_p', 'labelled'), ('above 0 and at most 1', lambda x: 0<x<=1)),
+           'mlm_probability': ('between 0 and 1', lambda x: 0<x<1), 'seed': ('from 0 to 2**32-1', lambda x: 0<=x<2**32),
+           'betas': ('two numbers from 0 to below 1', lambda x: len(x)==2 and all(0<=b<1 for b in x))}
+
+def near(
+    word,   # What was written
+    known,  # What could have been meant
+) -> str:   # '; did you mean …?', or ''
+    "A hint at the known word that is close to `word`"
+    found = get_close_matches(str(word), [*map(str, known)], 1)
+    return f'; did you mean {found[0]}?' if found else ''
+
+def check_values(
+    name:str,    # Command or stage
+    params,      # Its parameters, as `inspect.signature` gives them
+    given:dict,  # Values by name
+):
+    "`LmftError` at a name that is no option, a value outside a choice, or a number out of range"
+    from lmft.core import LmftError                                          # here, since it brings torch
+    for k,v in given.items():
+        if k not in params: raise LmftError(f'{name} has no option {k}{near(k, params)}')
+        if v is None: continue
+        choices,(what,fits) = get_args(params[k].annotation),_ranges.get(k, ('', lambda x: True))
+        if get_origin(params[k].annotation) is Literal and v not in choices and not hasattr(v, 'type'):
+            raise LmftError(f"{k} is '{v}'; use one of {', '.join(choices)}{near(v, choices)}")
+        try: ok = fits(v)
+        except TypeError: ok = False
+        if not ok: raise LmftError(f'{k} is {v!r}; it must be {what}')
 

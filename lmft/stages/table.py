@@ -12,7 +12,7 @@ Docs: https://lmft-org.github.io/lmft/reference/stages.html.md"""
 __all__ = ['stages', 'Report', 'Stage', 'stage_of', 'stage_lr']
 
 # %% ../../nbs/reference/stages.ipynb #dc33ae59
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Callable
 
 from ..core import LmftError
@@ -107,6 +107,7 @@ def _first_words(r): return ' '.join(r['text'].split()[:4])
 
 stages['clm'] = Stage('clm', 'Pretrain a causal language model on text, or continue its pretraining', 'causal', ({'text'},),
                       _clm_dls, _lm, lambda tok, model: BitsPerByte(tok), prompt=_first_words, new_lr=dict(tiny=3e-3, small=1e-3), skip=_about_answers)
+stages['clm_generate'] = replace(stages['clm'], name='clm_generate', does='Tune a causal model to write as a text does', new_lr={})
 
 
 # %% ../../nbs/reference/stages.ipynb #7454e3aa
