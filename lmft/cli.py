@@ -16,7 +16,7 @@ import os, sys, time
 from functools import partial
 from importlib.metadata import version
 from inspect import Parameter as P, Signature, signature
-from typing import Annotated
+from typing import Annotated, Optional
 
 import yaml
 from cyclopts import (App, CycloptsError, Group, MissingArgumentError, Parameter,
@@ -42,12 +42,12 @@ def _option(p, text, optional):
     how = dict(help=text, show_default=says, allow_leading_hyphen=p.name=='prompt')
     if kind is int: how['converter'] = _whole
     default = None if optional and p.default is P.empty else p.default
-    return P(p.name, P.KEYWORD_ONLY, default=default, annotation=Annotated[kind, Parameter(**how)])
+    return P(p.name, P.KEYWORD_ONLY, default=default, annotation=Annotated[kind if default is not None else Optional[kind], Parameter(**how)])
 
 # %% ../nbs/reference/cli.ipynb #3e797ad6
 _files = Group('Options in a file', sort_key=1)
 _of_all = dict(
-    config=Annotated[str, Parameter(group=_files, help='YAML file of options, or the config.json of a run; those given here win')],
+    config=Annotated[Optional[str], Parameter(group=_files, help='YAML file of options, or the config.json of a run; those given here win')],
     print_config=Annotated[bool, Parameter(group=_files, help='print all options as YAML for --config, and stop')])
 
 def _typed(name, f, optional=False):

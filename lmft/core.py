@@ -43,11 +43,13 @@ def by_size(
     return cpu if value is None else value
 
 # %% ../nbs/reference/core.ipynb #b86d5cb2
+def _printable(s): return str(s).encode(errors='backslashreplace').decode()      # half a surrogate cannot be written
+
 class LmftError(Exception):
     "What is wrong and what would be right, in one line"
     def __init__(self, says=''):
         super().__init__(says)
-        self._says = says
+        self._says = _printable(says)
     def __str__(self): return self._says                  # fastai writes the names of its callbacks into `args`
 
 # %% ../nbs/reference/core.ipynb #8770c8b8
@@ -61,6 +63,7 @@ class BadRecord(LmftError):
         field:str=None,     # Field of the record
         mend:str=None,      # What would be right
     ):
+        why,field = _printable(why),field and _printable(field)
         self.why,self.path,self.line,self.record,self.field,self.mend = why,path,line,record,field,mend
         where = ', '.join(filter(None, [f'{path or ""}{f":{line}" if line else ""}', record and f'record {record}']))
         what = ': '.join(filter(None, [where, field and f"field '{field}'", why]))

@@ -46,8 +46,8 @@ def test_what_would_fit():
     assert mend(estimate('tiny', bs=5)['peak']-1, 'tiny', bs=5)[0]==dict(bs=1, n_acc=5)          # five rows a step, as before
 
 @pytest.mark.parametrize('argv,says', [
-    (['--bs', 8], '--model'), (['--model', 'tiny', '--bs', 0], '--bs is 0'), (['--model', 'tiny', '--seq', 8], '--seq'),
+    (['--bs', 8], '--model'), (['--model', 'tiny', '--bs', 0], 'bs is 0'), (['--model', 'tiny', '--seq', 8], '--seq'),
     (['--model', 'tiny', '--method', 'nonsense'], 'nonsense'), (['--model', './nowhere'], 'no such folder'),
-    (['--model', 'tiny', '--labelled', 2], '--labelled is 2'), (['--model', 'tiny', '--head', 'tail'], "head 'tail'"),
-    (['--model', 'tiny', '--arch', 't9'], "--arch is 't9'")])
+    (['--model', 'tiny', '--labelled', 2], 'labelled is 2'), (['--model', 'tiny', '--head', 'tail'], '"tail" for --head'),
+    (['--model', 'tiny', '--arch', 't9'], '"t9" for --arch')])
 def test_refused(argv, says): assert says in run('estimate', *argv, code=2)

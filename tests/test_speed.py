@@ -104,14 +104,14 @@ def test_commands_take_the_switches(tmp_path, monkeypatch):
     run(*args, '--out', tmp_path/'a')
     again = []
     with monkeypatch.context() as m:
-        m.setattr('lmft.train.speed.checkpoint_blocks', lambda model: again.append(checkpoint_blocks(model)))
+        m.setattr('lmft.runs.checkpoint_blocks', lambda model: again.append(checkpoint_blocks(model)))
         run(*args, '--out', tmp_path/'b', '--gradient_checkpointing')
     assert len(again)==1
     same = [(tmp_path/d/'model/model.safetensors').read_bytes() for d in 'ab']
     assert same[0]==same[1]
     traced = []
     with monkeypatch.context() as m:                               # traced as the compiler does, without C++; texts are sampled on the way
-        m.setattr('lmft.train.speed.compile_blocks', lambda model: traced.append(compile_blocks(model, backend='aot_eager')))
+        m.setattr('lmft.runs.compile_blocks', lambda model: traced.append(compile_blocks(model, backend='aot_eager')))
         run(*args, '--out', tmp_path/'d', '--compile')
     assert len(traced)==1
     assert [r['loss'] for r in log(tmp_path/'d')]==pytest.approx([r['loss'] for r in log(tmp_path/'a')], abs=1e-4)

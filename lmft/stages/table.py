@@ -175,10 +175,10 @@ _qa_fields = ({'context', 'question', 'answers'},)
 stages['qa'] = Stage('qa', 'Tune a model to find answers in a context', 'spans', _qa_fields, _qa_dls, _qa,
                      lambda tok, model: [], final=_qa_scores)
 
-def _written_dls(train, valid, tok, model, report, seq_len, packed, **loader):
+def _written_dls(train, valid, tok, model, report, seq_len, packed, stride=None, **loader):
     exs = [sft_examples([qa_prompt(r) for r in rs], tok) for rs in (train, valid)]
     report.examples = tuple(exs)
-    return lm_dls(*exs, tok, packed=packed, **loader)
+    return lm_dls(*exs, tok, seq_len, packed=packed, **loader)
 
 def _written_scores(learn, valid): return squad_scores(write_answers(learn.hf, learn.tok, valid), valid)
 

@@ -33,7 +33,7 @@ class Forecast(Callback):
     def before_fit(self):
         stops = [cb.steps for cb in self.learn.cbs if isinstance(cb, StopAt)]
         self.total = min([self.n_epoch*len(self.dls.train), *stops])
-        self.begun,self.first,self.validating,self.validation,self.said = self.clock(),None,0.,None,self.clock()
+        self.begun,self.from_step,self.validating,self.validation,self.said = self.clock(),None,0.,None,self.clock()
 
     def before_validate(self): self.since = self.clock()
     def after_validate(self):
@@ -42,7 +42,7 @@ class Forecast(Callback):
 
     def after_batch(self):
         if not self.training or not self.learn.trains or rank_distrib(): return
-        if self.first is None: self.first = self.train_iter,self.clock(),self.validating
+        if self.from_step is None: self.from_step = self.train_iter,self.clock(),self.validating
         left = self.left()
         if left is None: return
         if hasattr(self.learn, 'progress'): self.learn.progress.pbar.comment += f', {format_time(left)} to go in all'
@@ -50,7 +50,7 @@ class Forecast(Callback):
 
     def left(self):
         "Seconds to go, or None while nothing can be said"
-        step,at,validating = self.first
+        step,at,validating = self.from_step
         n,seconds = self.train_iter-step,self.clock()-at-(self.validating-validating)
         if n<1 or seconds<self.after: return
         each = seconds/n
