@@ -387,7 +387,7 @@ def predict_file(
     task = task or lm.made_for(path)
     records = lm.records_for(task, rows, data, columns, on_bad, bad)
     net,tok = lm.open_for(path, task)
-    kw = {k: o[k] for k in ('max_new_tokens', 'temperature', 'top_p')} if task=='generate' else {}
+    kw = {k: o[k] for k in ('max_new_tokens', 'temperature', 'top_p', 'from_checkpoint')} if task=='generate' else {}
     if seq_len: kw['seq_len'] = seq_len
     found = lm.predict_in_parts(net.to(device), tok, records, task, out, lm.run_config(dict(o, device=str(device))), resume, **kw)
     return lm.write_predictions(records, found, task, out, bad)
@@ -399,7 +399,7 @@ def _opened(o):
     path = lm.model_dir(o['model'])
     tok,model = lm.load_tokenizer(path),lm.load_model(path).to(device)
     lm.set_seed(o['seed'])
-    return model, tok, {k: o[k] for k in ('max_new_tokens', 'temperature', 'top_p')}
+    return model, tok, {k: o[k] for k in ('max_new_tokens', 'temperature', 'top_p', 'from_checkpoint') if k in o}
 
 def _say(pieces):
     "Print pieces as they come, in a terminal, or all at once, and return the whole"

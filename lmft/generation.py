@@ -23,7 +23,7 @@ from threading import RLock, Thread
 from .core import LmftError
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
+from .progress import progress
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
@@ -161,7 +161,7 @@ def generate(
     batches = [order[j:j+bs] for j in range(0, len(order), bs)]
     if virtual_tokens(model):                             # padding would stand between a soft prompt and the text
         batches = [list(g) for b in batches for _,g in groupby(b, key=lambda i: len(rows[i]))]
-    for idxs in tqdm(batches, desc='generate', disable=None, delay=2):
+    for idxs in progress(batches, desc='generate'):
         some = [rows[i] for i in idxs]
         config = sampling_config(model, tok, max(map(len, some)), max_new_tokens, **kwargs)
         for i,ids in zip(idxs, _asked(model, tok, some, config, kwargs)):
@@ -244,7 +244,7 @@ def token_logps(
     exs = [answer_example(p, a, tok, end) for p,a in zip(prompts, answers, strict=True)]
     order,out,wrapped = sorted(range(len(exs)), key=lambda i: len(exs[i]['input_ids'])),[None]*len(exs),HFModel(model)
     with evaluating(model):
-        for j in tqdm(range(0, len(order), bs), desc='score', disable=None, delay=2):
+        for j in progress(range(0, len(order), bs), desc='score'):
             idxs = order[j:j+bs]
             inputs,targets = make_batch([[exs[i]] for i in idxs], tok.pad_token_id, packed=False, left=left)
             inputs = {k: v.to(model.device) for k,v in inputs.items()}

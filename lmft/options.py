@@ -39,6 +39,7 @@ def sampling_options(
     max_new_tokens:int=128,  # maximum tokens that are written
     temperature:float=0.,    # 0 takes the most probable token, more is bolder
     top_p:float=1.,          # sample among the tokens that have this probability together
+    from_checkpoint:bool=False,  # sample as the checkpoint's own settings say, instead of temperature and top_p
     seed:int=0,              # seed of sampling
     device:DeviceName='auto',    # where it runs; auto takes a GPU if there is one
 ): "Options of every command that writes text"

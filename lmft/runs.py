@@ -12,7 +12,7 @@ __all__ = ['free_folder', 'clear_folder', 'begin_folder', 'write_metrics', 'read
            'run_training', 'write_card', 'plot_loss', 'plot_bars']
 
 # %% ../nbs/reference/runs.ipynb #cdf3ce41
-import hashlib, json, os, platform
+import hashlib, json, platform
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version

@@ -16,7 +16,7 @@ from lmft.models.loading import load_model, new_model, save_model
 from lmft.stages.classification import (chance_line, class_loss, class_metrics, class_weights, config_for, label_config,
                                         labels_of, problem_of, problem_type, result_line)
 from lmft.stages.questions import answer_questions
-from lmft.stages.finetuning import classify_dls, classify_examples, framed_tokenizer, predict, tune_learner
+from lmft.stages.finetuning import classify_dls, classify_examples, predict, tune_learner
 from lmft.stages.interpretation import class_report, plot_confusion_matrix, score_records, top_losses
 from lmft.stages.prediction import answer_spans, as_records, predict_records, task_of
 from test_finetuning import encoder, tok, wordpiece, words
@@ -110,7 +110,7 @@ def test_a_saved_model_is_the_same_in_a_pipeline(t, arch, problem, tmp_path):
     "Names, several names and numbers, singles and pairs: 🤗's pipeline says what predict_records says"
     rs = records_of(problem)
     m = made(t, arch, rs)
-    save_model(m, framed_tokenizer(t, m), tmp_path/'m')
+    save_model(m, t, tmp_path/'m')
     pipe = pipeline('text-classification', str(tmp_path/'m'), device='cpu', top_k=None)
     pairs = [(say(5), None), (say(9), say(4))]
     ours = predict_records(load_model(tmp_path/'m', 'rows'), t, [dict(text=a, text_pair=b) for a,b in pairs])

@@ -17,7 +17,7 @@ from .chat import chat_examples
 from .messages import to_messages
 from .tokenizers import bos_ids
 import torch
-from tqdm.auto import tqdm
+from ..progress import progress
 
 # %% ../../nbs/reference/examples.ipynb #bd57a8bc
 def text_ends(
@@ -54,7 +54,7 @@ def clm_examples(
 ) -> list:
     "Causal language modelling: all tokens trained, documents chopped to `seq_len`"
     if seq_len<2: raise LmftError(f'seq_len is {seq_len}; a row needs at least 2 tokens, one to predict the other')
-    records = tqdm(records, desc='tokenise', disable=None, delay=2)
+    records = progress(records, desc='tokenise')
     exs = [p for r in records for p in chop(text_example(r, tok), seq_len)]
     return [e for e in exs if len(e['input_ids'])>1]
 
@@ -87,7 +87,7 @@ def sft_examples(
 ) -> list:
     "Supervised tuning: answers and stop tokens trained; a conversation that its template rewrites gives an example an answer"
     exs = []
-    for i,r in enumerate(tqdm(records, desc='tokenise', disable=None, delay=2)):
+    for i,r in enumerate(progress(records, desc='tokenise')):
         try: exs += _answers(r, tok, full_loss, turns)
         except LmftError as e:
             if on_bad!='skip': raise BadRecord(str(e), record=i+1) from e

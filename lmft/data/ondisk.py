@@ -30,7 +30,7 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
-from tqdm.auto import tqdm
+from ..progress import progress
 
 from .examples import text_ends, chop
 from .records import read_records
@@ -188,7 +188,7 @@ def records_on_disk(
     folder = cache_dir()/f'records-{_hash(found, on_bad, columns, _code(*_readers))}'
     content,left_out,before = hashlib.sha256(),[],len(said)
     def lines():
-        for r in tqdm(read_records(paths, on_bad, left_out, columns), desc='read', disable=None, delay=2):
+        for r in progress(read_records(paths, on_bad, left_out, columns), desc='read'):
             if check: check(r)
             content.update(line := _line(r))
             yield line
@@ -273,7 +273,7 @@ def tokens_on_disk(
     chosen = hashlib.sha256(np.array(records.places, np.int32)).hexdigest()
     known = tok.backend_tokenizer.to_str(),tok.special_tokens_map
     key = _hash(records.key, chosen, known, seq_len, make.__name__, _code('data/tokenizers', 'data/examples', 'stages/pretraining'))
-    groups = grouped(tqdm(records, desc='tokenise', disable=None, delay=2), shard_bytes, _n_chars)
+    groups = grouped(progress(records, desc='tokenise'), shard_bytes, _n_chars)
     def examples(group): return [_kept(e) for some in grouped(group, 2**18, _n_chars) for e in make(some, tok, seq_len)]
     keep_shards(cache_dir()/f'tokens-{key}', groups, examples)
     return OnDisk(cache_dir()/f'tokens-{key}', _example, key)

@@ -55,8 +55,8 @@ def named_template(
 def template_of(tok, tools=None):
     "The text of a tokenizer's chat template; `LmftError` if it has none"
     if not tok.chat_template:
-        raise LmftError('the tokenizer has no chat template; name one with --chat_template chatml, alpaca, plain or a file '
-                        '(from Python: tok.chat_template = named_template(…))')
+        raise LmftError('the tokenizer has no chat template; tune with --chat_template chatml, alpaca, plain or a file '
+                        '(from Python: chat_template=, or tok.chat_template = named_template(…))')
     try: return tok.get_chat_template(tools=tools)
     except ValueError as e: raise LmftError(f'the chat template cannot be used: {e}') from None
 

@@ -9,10 +9,10 @@ Docs: https://lmft-org.github.io/lmft/reference/tokenizers.html.md"""
 
 # %% auto #0
 __all__ = ['pad_token', 'end_token', 'roles', 'special_tokens', 'chat_template', 'train_tokenizer', 'check_folder',
-           'load_tokenizer', 'bos_ids', 'control_tokens', 'token_bytes']
+           'load_tokenizer', 'bos_ids', 'with_special_tokens', 'control_tokens', 'token_bytes']
 
 # %% ../../nbs/reference/tokenizers.ipynb #bb47c35f
-import json, re, warnings
+import copy, json, re, warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from ..core import LmftError
 import torch
 from huggingface_hub import get_session, hf_hub_url, is_offline_mode, try_to_load_from_cache
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 # %% ../../nbs/reference/tokenizers.ipynb #f90e6ae7
@@ -115,6 +116,23 @@ def bos_ids(
 ) -> list:
     "The begin token, if this tokenizer puts one before a text by itself"
     return [tok.bos_token_id] if tok.bos_token_id is not None and tok('').input_ids[:1]==[tok.bos_token_id] else []
+
+# %% ../../nbs/reference/tokenizers.ipynb #dd49e230
+@lru_cache(maxsize=16)
+def with_special_tokens(
+    tok,        # Tokenizer
+    causal,     # Is its model causal?
+    end=True,   # Causal: end a pair of texts with the end token
+):
+    "A copy of the tokenizer that puts the special tokens around a text or a pair of texts as its model reads them"
+    a,b = (tok.bos_token if bos_ids(tok) else '', tok.eos_token) if causal else (tok.cls_token, tok.sep_token)
+    if not causal and (tok('').input_ids or None in (a, b)): return tok         # it does so by itself, or has none
+    one,two = (f'{a} $A', f'{a} $A $B:1 {b}:1') if causal else (f'{a} $A {b}', f'{a} $A {b} $B:1 {b}:1')
+    if causal and not end: two = f'{a} $A $B:1'
+    framed = copy.deepcopy(tok)
+    framed.backend_tokenizer.post_processor = TemplateProcessing(
+        single=one.split(), pair=two.split(), special_tokens=[(t, tok.convert_tokens_to_ids(t)) for t in {a, b} if t])
+    return framed
 
 # %% ../../nbs/reference/tokenizers.ipynb #04d813dc
 @lru_cache(maxsize=8)

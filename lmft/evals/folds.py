@@ -22,7 +22,7 @@ from pathlib import Path
 from fastcore.basics import groupby
 from ..core import LmftError, atomic_write, set_seed
 import pandas as pd
-from tqdm.auto import tqdm
+from ..progress import progress
 
 from ..data.loaders import lm_dls
 from ..data.examples import sft_examples
@@ -205,7 +205,7 @@ def loco(
     sets = fold_rows(folds, train, test)
     jobs += [(f.kind, i, partial(tuned, f, rows)) for i,(f,rows) in enumerate(zip(folds, sets), 1)]
     done = []
-    for kind,i,job in tqdm(jobs, desc='folds', disable=None, delay=2):
+    for kind,i,job in progress(jobs, desc='folds'):
         result = _kept(out and Path(out)/'folds'/f'{kind}-{i}.json', key, job)
         done += [dict(s, column=kind) for s in result['scores']]
     table = _wide(done)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..core import LmftError, atomic_path
-from ..data.tokenizers import check_folder
+from ..data.tokenizers import check_folder, with_special_tokens
 from ..data.templates import stop_tokens
 from .parts import base_of, is_causal, new_modules
 from .parts import head_kind
@@ -25,7 +25,6 @@ from .parts import head_kind
 import torch
 import transformers
 from peft import PeftConfig, PeftModel
-from tokenizers.processors import TemplateProcessing
 from transformers import (AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForPreTraining,
                           AutoModelForQuestionAnswering, AutoModelForSequenceClassification,
                           AutoModelForTokenClassification, GenerationConfig)
@@ -116,13 +115,13 @@ def _filled(model, tok):
 def _gives_reward(base): return head_kind(base)=='rows' and base.config.num_labels==1
 
 # %% ../../nbs/reference/models.ipynb #60f36ca2
-def _in_frame(model, tok):
-    "The tokenizer that puts the tokens around a text that an encoder reads; as it is where it does so, or has none"
-    a,b = tok.cls_token,tok.sep_token
-    if is_causal(model) or tok('').input_ids or None in (a, b): return tok
-    tok = copy.deepcopy(tok)
-    tok.backend_tokenizer.post_processor = TemplateProcessing(single=[a, '$A', b], pair=[a, '$A', b, '$B:1', f'{b}:1'],
-        special_tokens=[(t, tok.convert_tokens_to_ids(t)) for t in (a, b)])
+def _as_read(model, tok):
+    "The tokenizer as the model reads texts, so that 🤗 gives it the same tokens, and tells the texts of a pair apart"
+    base,causal = base_of(model),is_causal(model)
+    if causal and (head_kind(base) not in ('rows', 'tokens', 'spans') or _gives_reward(base)): return tok
+    tok = copy.deepcopy(with_special_tokens(tok, causal, False))
+    if getattr(base.config, 'type_vocab_size', 0)>1:
+        tok.model_input_names = tok.init_kwargs['model_input_names'] = ['input_ids', 'token_type_ids', 'attention_mask']
     return tok
 
 
@@ -145,7 +144,7 @@ def _tell(model, tok):
     "What 🤗 must know of the tokenizer, put into the configurations of a model"
     base,stops = base_of(model),stop_ids(model, tok)
     config,settings = base.config.get_text_config(),getattr(base, 'generation_config', None)
-    pad = tok.pad_token_id if tok.pad_token_id<base.get_input_embeddings().weight.shape[0] else None
+    pad = tok.pad_token_id if (tok.pad_token_id or 0)<base.get_input_embeddings().weight.shape[0] else None
     per_row = head_kind(base)=='rows'
     if config.pad_token_id is None or per_row: config.pad_token_id = pad
     base.config.architectures = [type(base).__name__]
@@ -169,7 +168,7 @@ def save_model(
     **kwargs   # Of a whole model's `save_pretrained`, such as `max_shard_size`
 ):
     "Write weights (safetensors), configuration and tokenizer as one folder, atomically"
-    tok = _in_frame(model, _filled(model, tok))
+    tok = _as_read(model, _filled(model, tok))
     _tell(model, tok)
     with atomic_path(path) as tmp:
         model.save_pretrained(tmp, **(kwargs if not isinstance(model, PeftModel) else {}))

@@ -25,6 +25,7 @@ from ..data.tokenizers import load_tokenizer, train_tokenizer
 from ..data.ondisk import records_on_disk
 from ..data.records import read_records, read_splits, records_from
 from ..data.splits import split_places
+from ..data.templates import named_template
 from ..generation import encode_prompt
 from ..models.loading import adapter_config, archs, load_model, new_model, read_config, sizes
 from ..models.parts import base_of, max_positions, virtual_tokens
@@ -147,10 +148,11 @@ def open_model(
     "The tokenizer and the model that a stage starts from"
     o = o or {}
     head = stage.head+'+nsp'*bool(o.get('nsp'))
-    if isinstance(model, (PreTrainedModel, PeftModel)): return tok or load_tokenizer(base_of(model).name_or_path), model
-    if model in sizes: return _new_model(model, stage, head, train, o)
-    path = model_dir(model)
-    return tok or load_tokenizer(path), load_model(path, head, **stage.config(train))
+    if isinstance(model, str) and model in sizes: return _new_model(model, stage, head, train, o)
+    hf,path = (model, base_of(model).name_or_path) if isinstance(model, (PreTrainedModel, PeftModel)) else (None, model_dir(model))
+    tok = tok or load_tokenizer(path)
+    if o.get('chat_template'): tok.chat_template = named_template(o['chat_template'])
+    return tok, hf if hf is not None else load_model(path, head, **stage.config(train))
 
 
 # %% ../../nbs/reference/builders.ipynb #9e268a44
@@ -220,7 +222,7 @@ def stage_learner(
     s,o = stage_of(stage),_complete(stage, given)
     report,device = Report(o['on_bad']),_device(o['device'])
     precision,loader = pick_precision(o['precision'], device),dict(bs=o['bs'], n_acc=o['n_acc'], seed=o['seed'], device=device)
-    own = {k: v for k,v in o.items() if k not in _shared and k not in ('arch', 'vocab_size', 'generative')}
+    own = {k: v for k,v in o.items() if k not in _shared and k not in ('arch', 'vocab_size', 'generative', 'chat_template')}
     method_options = {k: o[k] for k in _lora if o[k]!=_lora[k]}
     train,held = (None, None) if isinstance(data, DataLoaders) else \
         read_data(data, s, o['valid'], o['seed'], report, o['columns'])

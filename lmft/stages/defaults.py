@@ -22,6 +22,9 @@ from typing import Literal, get_args, get_origin
 
 from fastcore.meta import delegates
 
+from .. import all as lm
+
+
 # %% ../../nbs/reference/defaults.ipynb #f3b3239d
 Defaults = namedtuple('Defaults', 'method bs seq_len packed epochs lr_scale')
 stage_defaults = dict(                        # Name of a stage → its defaults
@@ -130,6 +133,8 @@ def qa_options(
 def sft_options(
     *,
     full_loss:bool=False,  # Train the prompts as well
+    turns:Literal['all', 'last']='all',  # Answers of a conversation that are trained
+    chat_template:str=None,  # For a tokenizer without one: chatml, alpaca, plain, or a file
     **kwargs
 ): "Options of supervised tuning"
 
@@ -139,6 +144,7 @@ def sft_options(
 def reward_options(
     *,
     ties:bool=False,  # Learn from ties, too (Davidson, 1970); else they are left out (Bradley and Terry, 1952)
+    chat_template:str=None,  # For a tokenizer without one: chatml, alpaca, plain, or a file
     **kwargs
 ): "Options of a reward model"
 
@@ -147,6 +153,7 @@ def dpo_options(
     *,
     beta:float=.1,      # How strongly the policy is held to the reference (Rafailov et al., 2023, arXiv:2305.18290)
     reference:Literal['adapter', 'copy', 'cached']=None,  # Reference (default: adapter if one is trained, else cached)
+    chat_template:str=None,  # For a tokenizer without one: chatml, alpaca, plain, or a file
     **kwargs
 ): "Options of direct preference optimisation"
 
@@ -210,14 +217,13 @@ def check_values(
     given:dict,  # Values by name
 ):
     "`LmftError` at a name that is no option, a value outside a choice, or a number out of range"
-    from lmft.core import LmftError                                          # here, since it brings torch
     for k,v in given.items():
-        if k not in params: raise LmftError(f'{name} has no option {k}{near(k, params)}')
+        if k not in params: raise lm.LmftError(f'{name} has no option {k}{near(k, params)}')
         if v is None: continue
         choices,(what,fits) = get_args(params[k].annotation),_ranges.get(k, ('', lambda x: True))
         if get_origin(params[k].annotation) is Literal and v not in choices and not hasattr(v, 'type'):
-            raise LmftError(f"{k} is '{v}'; use one of {', '.join(choices)}{near(v, choices)}")
+            raise lm.LmftError(f"{k} is '{v}'; use one of {', '.join(choices)}{near(v, choices)}")
         try: ok = fits(v)
         except TypeError: ok = False
-        if not ok: raise LmftError(f'{k} is {v!r}; it must be {what}')
+        if not ok: raise lm.LmftError(f'{k} is {v!r}; it must be {what}')
 

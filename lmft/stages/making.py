@@ -19,7 +19,7 @@ from itertools import cycle
 from pathlib import Path
 
 from filelock import FileLock
-from tqdm.auto import tqdm
+from ..progress import progress
 
 from ..core import BadRecord, LmftError, atomic_write
 from ..data.shapes import shape_of
@@ -227,7 +227,7 @@ def from_model(
     "Rows that a language model writes after seeing others, its own among them; too few if `calls` run out"
     if len(seeds)<k: raise LmftError(f'{len(seeds)} seed tasks are too few to show {k} in a prompt; give more')
     rng,rows,counts = random.Random(seed),[],Counter(calls=0, proposed=0, dropped_duplicates=0, dropped_overlap=0)
-    with tqdm(total=n, desc='rows', disable=None, delay=2) as bar:
+    with progress(total=n, desc='rows') as bar:
         while len(rows)<n and counts['calls']<(calls or 4*n):
             counts['calls'] += 1
             found = parse_rows(say(propose_prompt(rng.sample(seeds+rows, k))))

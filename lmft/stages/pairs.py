@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.training import TrainEvalCallback
 from fastai.data.core import DataLoaders
-from tqdm.auto import tqdm
+from ..progress import progress
 
 from ..data.loaders import LMDL
 from ..data.messages import as_asked
@@ -80,7 +80,7 @@ def pair_examples(
 ) -> tuple:            # (list of [chosen, rejected] examples, how many pairs were too long)
     "Both sides of each pair as examples"
     pairs = []
-    for i,r in enumerate(tqdm(records, desc='tokenise', disable=None, delay=2)):
+    for i,r in enumerate(progress(records, desc='tokenise')):
         try: pairs.append(make(r, tok))
         except LmftError as e:
             unfit = BadRecord(f'pair {i+1} of {len(records)}: {e}', record=i+1)
@@ -230,6 +230,6 @@ def cache_logps(
     batches = dl.new(pairs, shuffle=False, n_acc=1, device=model.device)
     with torch.random.fork_rng():
         refs = [answer_logps(model, inputs, tokens, n, amp).cpu()
-                for inputs,_,tokens,n in tqdm(batches, desc='reference', disable=None, delay=2)]
+                for inputs,_,tokens,n in progress(batches, desc='reference')]
     for p,logps in zip(pairs, torch.cat(refs).tolist()):
         for e,v in zip(p, logps): e['ref'] = v

@@ -19,7 +19,7 @@ from functools import lru_cache
 from ..core import LmftError, pick_device
 import torch
 from fastai.data.core import DataLoaders
-from tqdm.auto import tqdm
+from ..progress import progress
 
 from ..data.loaders import LMDL, clm_dls, make_batch
 from ..data.tokenizers import train_tokenizer
@@ -110,7 +110,7 @@ def mlm_examples(
     for name in ('mask', 'cls', 'sep'):
         if getattr(tok, f'{name}_token_id') is None:
             raise LmftError(f'the tokenizer has no {name} token, which masked models need')
-    records = tqdm(records, desc='tokenise', disable=None, delay=2)
+    records = progress(records, desc='tokenise')
     return [joined_pieces(tok, p) for r in records for p in pieces(r['text'], tok, seq_len-2)]
 
 
@@ -122,7 +122,7 @@ def nsp_examples(
     seed:int=0,    # Decides which pairs are parted
 ) -> list:         # Of {input_ids, words, token_type_ids, parted}
     "Pairs of pieces, half of them with a second piece from another document: `parted` is 0 or 1, as in 🤗"
-    records = tqdm(records, desc='tokenise', disable=None, delay=2)
+    records = progress(records, desc='tokenise')
     rng,docs = random.Random(seed),[pieces(r['text'], tok, (seq_len-3)//2) for r in records]
     docs = [d for d in docs if d]
     if short := sum(len(d)<2 for d in docs):

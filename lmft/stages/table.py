@@ -188,14 +188,14 @@ stages['qa_generative'] = Stage('qa_generative', 'Tune a causal model to write a
 
 
 # %% ../../nbs/reference/stages.ipynb #12460adb
-def _sft_dls(train, valid, tok, model, report, seq_len, packed, full_loss=False, **loader):
-    exs = [sft_examples(rs, tok, full_loss, report.on_bad, report.bad) for rs in (train, valid)]
+def _sft_dls(train, valid, tok, model, report, seq_len, packed, full_loss=False, turns='all', **loader):
+    exs = [sft_examples(rs, tok, full_loss, report.on_bad, report.bad, turns) for rs in (train, valid)]
     report.examples = tuple(exs)
     (train,*cut),(valid,*cut_valid) = (fit_length(e, seq_len) for e in exs)
     report.counts |= dict(zip(('cut_answers', 'left_out_too_long'), map(sum, zip(cut, cut_valid))))
     return lm_dls(train, valid, tok, seq_len, packed=packed, **loader)
 
-def _sft(dls, model, method, lr, metrics, full_loss=False, **kwargs): return _lm(dls, model, method, lr, metrics, **kwargs)
+def _sft(dls, model, method, lr, metrics, full_loss=False, turns='all', **kwargs): return _lm(dls, model, method, lr, metrics, **kwargs)
 def _question(r): return r['prompt'] if 'completion' in r else to_messages(r)[:-1]
 
 stages['sft'] = Stage('sft', 'Tune a model on instructions or conversations', 'causal',
