@@ -89,7 +89,7 @@ def test_loco_on_real_tasks(model, tasks, tmp_path, monkeypatch):
     assert {'cluster', 'task', 'n', 'metric', 'base', 'few_shot', 'loto', 'loco', 'all', 'base_se', 'all_se'}<=set(rows[0])
     m = metrics(tmp_path/'a')
     for c in ('base', 'few_shot', 'loto', 'loco', 'all'): assert m[f'{c}_mean']==pytest.approx(sum(float(r[c]) for r in rows)/4)
-    import lmft.evals.evaluation as ev
+    import lmft.evals.folds as ev
     real,n = ev.tune,[]
     def dying(*a, **kw):
         n.append(1)

@@ -104,18 +104,19 @@ def test_another_model_in_the_same_place_is_refused(commands, whole, changed):
 def test_other_weights_are_refused_and_the_log_stays(commands, changed, tmp_path):
     argv = [*commands['sft'], '--save_every', 2, '--out', tmp_path/'run']
     with pytest.MonkeyPatch.context() as m:
+        m.setenv('LMFT_TRACEBACK', '1')
         m.setattr('lmft.runs._leave', lambda *a: 1/0)                      # ends after training, before its results are there
         with pytest.raises(ZeroDivisionError): run(*argv)
     (tmp_path/'run'/'.model.1.tmp').mkdir()
     rows,base = log(tmp_path/'run'),commands['sft'][commands['sft'].index('--model')+1]
     with pytest.MonkeyPatch.context() as m:
-        import lmft.models.loading
-        load = lmft.models.loading.load_model
+        import lmft.stages.builders
+        load = lmft.stages.builders.load_model
         def moved(*args, **kwargs):
             model = load(*args, **kwargs)
             for p in model.parameters(): p.data += 1e-3
             return model
-        m.setattr(lmft.models.loading, 'load_model', moved)
+        m.setattr(lmft.stages.builders, 'load_model', moved)
         assert 'starting weights' in run(*argv, '--resume', code=2)
     assert rows and log(tmp_path/'run')==rows
     run(*argv, '--resume')

@@ -430,6 +430,7 @@ def ppo_learner(
     **kwargs   # Options, as in `lmft.stages.defaults.ppo_options`
 ):
     "A learner for PPO (Schulman et al., 2017, arXiv:1707.06347); an epoch is a round of sampling and learning"
+    if int(os.environ.get('WORLD_SIZE', 1))>1: raise LmftError('ppo runs in one process; start it without torchrun or accelerate launch')
     s,o = stages['ppo'],_complete('ppo', kwargs)
     report,device = Report(o['on_bad']),_device(o['device'])
     precision,texts = pick_precision(o['precision'], device),_prompts(prompts, report)

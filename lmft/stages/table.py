@@ -183,7 +183,7 @@ def _written_dls(train, valid, tok, model, report, seq_len, packed, stride=None,
 def _written_scores(learn, valid): return squad_scores(write_answers(learn.hf, learn.tok, valid), valid)
 
 stages['qa_generative'] = Stage('qa_generative', 'Tune a causal model to write answers from a context', 'causal',
-                                _qa_fields, _written_dls, _lm, lambda tok, model: BitsPerByte(tok),
+                                _qa_fields, _written_dls, _qa, lambda tok, model: BitsPerByte(tok),
                                 final=_written_scores)
 
 
