@@ -3,10 +3,10 @@
 Modules:
 
 - `lmft.all`: One name for the whole library, loaded when it is used
-- `lmft.check.doctor`: Twenty-two faults that train without an error and come out wrong, found before the first step
-- `lmft.check.estimate`: Parameters, peak memory and time of a run before it starts, from a rehearsal without a single number
+- `lmft.check.doctor`: Twenty-two faults that train without an error, found before the first step, each by a check of its own, hence long
+- `lmft.check.estimate`: Parameters, peak memory and time of a run before it starts, from a dry run without numbers that counts all three at once, hence long
 - `lmft.cli`: `lmft pretrain`, `finetune`, `sft`, `chat`, …: thin doors to the library
-- `lmft.commands`: Pretraining, tuning and all that follows, each as one function that a shell can call
+- `lmft.commands`: Pretraining, tuning and all that follows, each as one function that a shell can call, long since each option has its line
 - `lmft.core`: Sizes, seeds, devices, precision, errors that name the line, writes that cannot be half done, and the ledger of claims
 - `lmft.data.annotations`: Labels, tagged words, answers in a context, and tasks with references as records
 - `lmft.data.certificate`: Answer by answer: is what is trained what will be generated?
@@ -19,7 +19,7 @@ Modules:
 - `lmft.data.lines`: Plain text, sentences a word a line, and tunes: streams of lines that are never held whole
 - `lmft.data.loaders`: From records to what a model sees: tokens, which of them are trained, and batches without waste
 - `lmft.data.messages`: One message, whatever shape it comes in: OpenAI, 🤗, ShareGPT
-- `lmft.data.ondisk`: Records and tokens in files that are mapped, not loaded: memory stays flat, and a killed run goes on
+- `lmft.data.ondisk`: Records and tokens in files that are mapped, not loaded: memory stays flat and a killed run goes on, long since shards are written, resumed and read here
 - `lmft.data.records`: Any data as plain dicts: one call for every file, folder and shape, every bad record named
 - `lmft.data.shapes`: What people call things: which shape a row has, and the record that it becomes
 - `lmft.data.splits`: Validation that can be believed: every class on both sides, no document on two
@@ -36,13 +36,13 @@ Modules:
 - `lmft.models.loading`: Tiny configurations of real architectures, safe loading and saving, and which part of a model a method trains
 - `lmft.models.methods`: Which weights a method trains: all, the last blocks, the head, or an adapter
 - `lmft.models.parts`: Blocks, attention, feed-forward, head, positions: what a 🤗 model is made of, found in one place
-- `lmft.models.probe`: Attention, feed-forward, final norm, causality: found by running a small copy, not by names
+- `lmft.models.probe`: Attention, feed-forward, final norm, causality: found by running a small copy, each with a trial of its own, hence long
 - `lmft.models.wrapper`: A 🤗 model behind one call that takes a batch and returns predictions for just the tokens in the loss
 - `lmft.options`: What commands share: options written once, and a check that they are what the signature says
 - `lmft.progress`: How far long work is and how long it will take, in a terminal, in a notebook and in a log file
-- `lmft.runs`: What every command does around its own work: numbers are checked, a folder is claimed, results are left in it
+- `lmft.runs`: A run and its folder, from the first check to the model card, hence long
 - `lmft.stages.bases`: What a model knows of the world, and the two base models from which all later lessons start
-- `lmft.stages.builders`: From a file and a model to a learner in one call: `sft_learner`, `classify_learner` and seven more
+- `lmft.stages.builders`: From a file and a model to a learner in one call: `sft_learner` and eight more, hence long
 - `lmft.stages.classification`: A name, several names or a number for each text: how labels are read, what is learned from them, and how it is scored
 - `lmft.stages.defaults`: Every option of every stage, written once: builders and commands take their signatures from here
 - `lmft.stages.extraction`: Labels on words and on spans: named entities, and answers that stand in a text or are written
@@ -63,7 +63,7 @@ Modules:
 - `lmft.stages.rlhf`: Let a model answer, let a reward model judge the answers, and make the better ones more probable
 - `lmft.stages.table`: One table of all training stages: head, fields of a record, batches, loss, metrics and defaults
 - `lmft.tour`: From random weights to a model that answers: sixteen stages in one call, hence long, and one page that shows them
-- `lmft.train.callbacks`: Precision that is what it says, a log of every step, a run that others can follow, samples of what the model writes
+- `lmft.train.callbacks`: Precision, a log of every step, a run that others can follow, samples of text: many small callbacks, hence long
 - `lmft.train.checkpoints`: A run that is cut off goes on as if nothing had happened, to the same weights bit for bit
 - `lmft.train.forecast`: Minutes to go for the whole run, all epochs and validations, seconds after it has begun
 - `lmft.train.guards`: A loss that is not finite, a full memory, a full disk, a signal to stop: one clear line, and no checkpoint is lost
@@ -73,9 +73,9 @@ Modules:
 - `lmft.train.speed`: Less memory or less time for a step, and the same weights in the end
 - `lmft.train.validation`: Validate every so many steps, and stop when it no longer gets better
 - `lmft.training`: `lmft pretrain`, `finetune`, `sft`, `reward`, `dpo`, `ppo`: a builder and a run, each as one typed function
-- `lmft.world.documents`: The world told in nine kinds of text, in a mixture that can be set, by year and by field of work
+- `lmft.world.documents`: The world told in nine kinds of text, hence long, in a mixture that can be set, by year and by field of work
 - `lmft.world.facts`: A small world whose every truth is known, long since its twenty-three relations stand here with all their phrasings
-- `lmft.world.judge`: A labeller who knows the truth: scores any answer, ranks several, and can be made careless, biased, or many
+- `lmft.world.judge`: A labeller who knows the truth, one or many, long since each kind of answer has its rule and each annotator a bias
 - `lmft.world.tasks`: Forty-two supervised tasks in one table, hence long: clusters, templates, scorers, no test passed by counting words"""
 
 from importlib.metadata import version

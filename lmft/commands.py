@@ -1,4 +1,4 @@
-"""Pretraining, tuning and all that follows, each as one function that a shell can call
+"""Pretraining, tuning and all that follows, each as one function that a shell can call, long since each option has its line
 
 Each command is a function with types, defaults and a comment beside each parameter, so what the shell does a notebook can do.
 `commands` says how the shell calls them. The library is reached through `lmft.all`, which loads a module when its first name is
@@ -26,7 +26,6 @@ from . import all as lm
 from .options import Arch, checked, run_options, sampling_options
 from .stages.defaults import DeviceName, OnBad, PrecisionName
 from . import training
-
 
 # %% ../nbs/reference/commands.ipynb #b1269386
 @delegates(run_options)
@@ -186,7 +185,6 @@ def evaluate_model(
     mean,se = lm.mean_score(table['score'], table['se'])
     found = dict(mean=mean, mean_se=se, tasks=len(table), rows=len(test), left_out_too_long=long)
     return lm.write_metrics(o, out, found, bad)
-
 
 # %% ../nbs/reference/commands.ipynb #704dda71
 @contextmanager

@@ -83,7 +83,6 @@ def sampling_config(
     config.update(**ends, max_length=None)
     return config
 
-
 # %% ../nbs/learn/03_generation.ipynb #a42cad73
 def left_pad(
     rows:list,  # Lists of token ids

@@ -22,10 +22,8 @@ from fastcore.meta import delegates
 from . import all as lm
 from .stages.defaults import DeviceName, check_values
 
-
 # %% ../nbs/reference/options.ipynb #0d8190a8
 Arch = Literal['llama', 'qwen3', 'gpt2', 'bert']
-
 
 # %% ../nbs/reference/options.ipynb #f271bc22
 def run_options(

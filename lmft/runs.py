@@ -1,4 +1,4 @@
-"""What every command does around its own work: numbers are checked, a folder is claimed, results are left in it
+"""A run and its folder, from the first check to the model card, hence long
 
 What every command does around its own work. Before it begins, numbers are checked and the folder is claimed. Afterwards
 model, metrics, log and options are left there. `run_training` is the run that all training commands share.
@@ -26,7 +26,7 @@ from .data.files import fingerprint
 from .data.records import read_records
 from .generation import encode_prompt
 from .models.parts import count_params, max_positions, virtual_tokens
-from .stages.builders import model_dir
+from .stages.builders import check_fields, model_dir
 from .stages.defaults import check_values, fit_options
 from .stages.table import stages
 from .train.callbacks import JsonLines, SampleText, StepLog, WandbLog, finite
@@ -42,7 +42,6 @@ from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from .stages.classification import chance_line, result_line
 from .train.forecast import Forecast
-
 
 # %% ../nbs/reference/runs.ipynb #cd75495c
 _files = ('metrics.json', 'log.jsonl', 'config.json', 'loss.png', 'bad_records.jsonl', 'instructions.jsonl',
@@ -103,20 +102,12 @@ def write_metrics(o, out, metrics, bad=()):
     with atomic_write(out/'metrics.json') as f: json.dump(metrics, f, indent=1)
     return metrics
 
-
 # %% ../nbs/reference/runs.ipynb #0937c91f
-def _check_fields(r, o, paths, fields):
-    "Refuse a record that has none of the field sets"
-    if any(f<=set(r) for f in fields): return
-    wanted = ' or '.join(' + '.join(sorted(f)) for f in fields)
-    raise LmftError(f"{paths[0]}: has records with {' + '.join(sorted(r))}; {o['command']} needs {wanted}")
-
 def read_all(o, paths, fields, bad):
     "Records that have one of the field sets; the bad ones that are skipped go to `bad`"
     records = list(read_records(paths, on_bad=o['on_bad'], bad=bad))
-    for r in records: _check_fields(r, o, paths, fields)
+    for r in records: check_fields(r, fields, paths[0], o['command'])
     return records
-
 
 # %% ../nbs/reference/runs.ipynb #bc46e729
 def _files_hash(folder, *patterns):
@@ -142,7 +133,6 @@ def run_config(
     found |= {k: _files_hash(f, *kinds[k]) for k,f in folders.items() if f.is_dir()}
     return {**o, 'versions': libs, 'fingerprint': found}
 
-
 # %% ../nbs/reference/runs.ipynb #43c73d5e
 def _watchers(learn, o, out, config, steps, prompts):
     "What logs a run: (sinks that are to be closed, callbacks); the first of several processes speaks for all"
@@ -155,13 +145,12 @@ def _watchers(learn, o, out, config, steps, prompts):
     return tracks, [log, Forecast(), *([SampleText(learn.tok, prompts, sinks=tracks)] if prompts else [])]
 
 def _leave(learn, o, out, config, metrics):
-    "Model and card, plot and metrics, the last of all"
+    "Write model and card, plot and metrics, the last of all; returns the metrics"
     learn.save(out/'model')
     samples = learn.sample_text.samples if hasattr(learn, 'sample_text') else []
     write_card(config, metrics, samples, out/'model'/'README.md')
     plot_loss(learn.step_log.rows, out/'loss.png')
-    write_metrics(o, out, metrics, learn.report.bad)
-
+    return write_metrics(o, out, metrics, learn.report.bad)
 
 # %% ../nbs/reference/runs.ipynb #9f2ca525
 def _less_memory(o):
@@ -177,7 +166,6 @@ def _less_memory(o):
     except (LmftError, RuntimeError, MemoryError, TypeError): return None
     how = as_options(change)
     return f"by estimate it takes {now['peak']/2**30:.2f} GiB, and with {how} {less['peak']/2**30:.2f} GiB"
-
 
 # %% ../nbs/reference/runs.ipynb #6d5962fd
 @contextmanager
@@ -199,7 +187,6 @@ def _last_figures(learn, o, names, metrics):
                 steps=last['step'], tokens=last['tokens'], tokens_per_s=last['tokens']/log.seconds,
                 **count_params(learn.hf))
 
-
 # %% ../nbs/reference/runs.ipynb #33e5f334
 def _fit(learn, o, out, names, steps, keep_dl):
     "Train with checkpoints; the metrics before it, and those of the watched text before and after"
@@ -212,7 +199,6 @@ def _fit(learn, o, out, names, steps, keep_dl):
     learn.fit_cos(steps=steps, warmup=o['warmup'], schedule=o['schedule'], cbs=own)
     if keep_dl: metrics['keep_bpb_after'] = learn.validate(dl=keep_dl)[1]
     return metrics
-
 
 # %% ../nbs/reference/runs.ipynb #da5240f5
 def _watched(learn, o):
@@ -244,7 +230,6 @@ def stage_call(
     if stage=='clm': return dict(command='pretrain', objective='clm')
     return dict(command='finetune', task=_tasks[stage]) if stage in _tasks else dict(command=stage)
 
-
 # %% ../nbs/reference/runs.ipynb #04b110c7
 def _say_chance(learn, metrics):
     "One line where a classifier or a reward model does not beat guessing"
@@ -252,7 +237,6 @@ def _say_chance(learn, metrics):
     if learn.stage.name=='classify': line = result_line(metrics, learn.held)
     if learn.stage.name=='reward': line = chance_line(metrics['pair_accuracy'], len(learn.dls.valid.dataset), .5, 'pair_accuracy')
     if line: say_once(line)
-
 
 # %% ../nbs/reference/runs.ipynb #726e549f
 @delegates(fit_options)
@@ -286,12 +270,11 @@ def run_training(
         metrics = _last_figures(learn, o, names, metrics) | learn.report.counts
         if rank_distrib(): return metrics                                                        # one writes for all
         if rounds: write_jsonl(learn.rollouts.rows, out/'rounds.jsonl')
-        _leave(learn, o, out, config, metrics)
+        metrics = _leave(learn, o, out, config, metrics)
     _say_chance(learn, metrics)
     remove(out/'checkpoints')
     for t in tracks: t.finish(metrics, out/'model'/'README.md')
     return metrics
-
 
 # %% ../nbs/reference/runs.ipynb #60b24a4d
 def write_card(

@@ -40,7 +40,6 @@ def takes(
         return f
     return _inner
 
-
 # %% ../nbs/reference/training.ipynb #a1534a88
 def _train(stage, data, model, out, given, **more):
     "Make the learner of a stage and run it"
@@ -52,7 +51,6 @@ def _train(stage, data, model, out, given, **more):
     make = getattr(lm, f'{stage}_learner', partial(lm.stage_learner, stage))
     learn = make(data, model, **given)
     return lm.run_training(learn, out, **run, **more)
-
 
 # %% ../nbs/reference/training.ipynb #2e5c5479
 @takes('clm', 'mlm')
@@ -71,7 +69,6 @@ def pretrain(
     if objective!='clm': kwargs['nsp'] = objective=='mlm+nsp'
     return _train(objective[:3], data, model, out, kwargs, keep=keep)
 
-
 # %% ../nbs/reference/training.ipynb #8a6c039c
 @takes('classify', 'ner', 'qa')
 def finetune(
@@ -84,7 +81,6 @@ def finetune(
 ):
     "Tune a model for a task: classes of texts, named entities, answers from a context, or texts of a style"
     return _train('clm_generate' if task=='generate' else task, data, model, out, kwargs)
-
 
 # %% ../nbs/reference/training.ipynb #a4308ad7
 @takes('sft')
@@ -106,7 +102,6 @@ def reward(
 ):
     "Train a reward model on pairs or rankings"
     return _train('reward', data, model, out, kwargs)
-
 
 # %% ../nbs/reference/training.ipynb #4b7b18d9
 @takes('dpo')
@@ -130,4 +125,3 @@ def ppo(
 ):
     "Let a model answer, let a reward model judge, and make the better answers more probable"
     return _train('ppo', prompts, model, out, kwargs | dict(reward=reward))
-

@@ -47,6 +47,15 @@ def test_qa(masked, data):
     found = learn.predict(dict(context='Rose lives in Paris.', question='Where does Rose live?'))
     assert found['answer'] in 'Rose lives in Paris.'
 
+def test_questions_that_fit_no_window(masked, data, tmp_path):
+    "One of eight asks for too long: an error that names it, or left out and counted, in the figures as well"
+    rows = [dict(context=f'Rose number {i} lives in Paris.', question='Where? '*(90 if i==3 else 1), answers=dict(text=['Paris'], answer_start=[23])) for i in range(8)]
+    with pytest.raises(LmftError, match='question'): qa_learner(rows, masked, valid=rows, seq_len=64)
+    learn = qa_learner(rows, masked, valid=rows, seq_len=64, on_bad='skip')
+    assert len(learn.dls.train.dataset)==7
+    m = run_training(learn, tmp_path/'qa', max_steps=1)
+    assert m['bad_records']==2 and 'exact_match' in m
+
 def test_sft_then_dpo(base, data, tmp_path):
     learn = sft_learner(data/'instruct/gsm8k_alpaca_dev.jsonl', base, method='lora', r=4, seq_len=128, valid=.02)
     learn.fit_cos(steps=2)

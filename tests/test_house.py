@@ -33,3 +33,8 @@ def test_imports_go_up(path):
 @each
 def test_no_private_names_of_others(path):
     assert not [f'{m}.{n}' for m,n in imported(path) if n.startswith('_')]
+
+@each
+def test_a_long_module_says_why(path):
+    lines = path.read_text().splitlines()
+    assert len(lines)<=300 or 'hence long' in lines[0] or 'long since' in lines[0], len(lines)

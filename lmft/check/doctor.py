@@ -1,4 +1,4 @@
-"""Twenty-two faults that train without an error and come out wrong, found before the first step
+"""Twenty-two faults that train without an error, found before the first step, each by a check of its own, hence long
 
 Most mistakes in training a language model raise no error. The loss falls, the run ends, and the model never stops
 writing, or was measured on what it had seen. `examine` looks for twenty-two such faults in whatever is known (records,

@@ -17,14 +17,12 @@ from ..core import BadRecord
 from .fields import add_shape, list_in, show_value, text_in, within
 from .messages import as_message, as_tools
 
-
 # %% ../../nbs/reference/conversations.ipynb #c15b4661
 def _message(m, blank=False):
     "One message with our names, as `as_message` gives it; `blank` allows an empty content"
     field,m = 'value' if 'content' not in m and 'value' in m else 'content',as_message(m)
     text_in({field: m['content']}, field, blank or bool({'tool_calls', 'reasoning_content'} & set(m)))
     return m
-
 
 # %% ../../nbs/reference/conversations.ipynb #01ffb846
 def _turns(r, field):
@@ -33,7 +31,6 @@ def _turns(r, field):
     for i,m in enumerate(list_in(r, field)):
         with within(f'{field}[{i}]'): turns.append(_message(m))
     return turns
-
 
 # %% ../../nbs/reference/conversations.ipynb #d067233b
 def _tools(r):
@@ -46,7 +43,6 @@ def _messages(r): return dict(messages=_turns(r, 'messages')) | _tools(r)
 
 @add_shape('conversations', 'messages')
 def _sharegpt(r): return dict(messages=_turns(r, 'conversations')) | _tools(r)
-
 
 # %% ../../nbs/reference/conversations.ipynb #34a4d368
 def _prompt_in(r):

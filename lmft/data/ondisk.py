@@ -1,4 +1,4 @@
-"""Records and tokens in files that are mapped, not loaded: memory stays flat, and a killed run goes on
+"""Records and tokens in files that are mapped, not loaded: memory stays flat and a killed run goes on, long since shards are written, resumed and read here
 
 Pretraining takes more text than memory holds. `records_on_disk` reads data once and keeps it in shards,
 `tokens_on_disk` does the same with tokens, and both give an `OnDisk`: a sequence of records or examples that reads an
@@ -200,7 +200,6 @@ def records_on_disk(
     records = OnDisk(folder, _from_line, told['content'])
     if check: check(records[0])                                     # a later run may ask for another kind
     return records
-
 
 # %% ../../nbs/reference/ondisk.ipynb #4c9136b2
 def split_on_disk(

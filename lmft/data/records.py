@@ -207,4 +207,3 @@ def records_from(
     if not records: raise LmftError(f'{name}: holds no record that can be used')
     _tell(file)
     return records
-

@@ -25,7 +25,6 @@ def _plain(r):
     text,n = dict(text=text_in(r, 'text', blank='continues' in r)),r.get('continues')
     return text | {'continues': n} if n is True or type(n) is int else text
 
-
 # %% ../../nbs/reference/shapes.ipynb #42f2013c
 @add_shape('instruction output', 'instruction input output')
 def _alpaca(r):

@@ -124,7 +124,6 @@ def _as_read(model, tok):
         tok.model_input_names = tok.init_kwargs['model_input_names'] = ['input_ids', 'token_type_ids', 'attention_mask']
     return tok
 
-
 # %% ../../nbs/reference/models.ipynb #525f98c5
 def base_hash(
     model,  # 🤗 or peft model

@@ -245,7 +245,6 @@ def usual_lr(
     small,name = count_params(model)['total_params']<5e7,method.partition(':')[0]
     return _rates[name][0 if small else 1]
 
-
 # %% ../../nbs/reference/methods.ipynb #dd81cd53
 @method('gradual')
 def _gradual(model, arg): return methods['full'](model, arg)      # `GradualUnfreezing` decides when each part moves

@@ -24,7 +24,6 @@ from fastcore.meta import delegates
 
 from .. import all as lm
 
-
 # %% ../../nbs/reference/defaults.ipynb #f3b3239d
 Defaults = namedtuple('Defaults', 'method bs seq_len packed epochs lr_scale')
 stage_defaults = dict(                        # Name of a stage → its defaults
@@ -33,7 +32,6 @@ stage_defaults = dict(                        # Name of a stage → its defaults
     qa=Defaults('full', 8, 384, False, 3, 1.), qa_generative=Defaults('full', 8, 384, False, 3, 1.),
     sft=Defaults('full', 8, 512, False, 3, 1.), reward=Defaults('full', 8, 512, False, 1, 1.),
     dpo=Defaults('lora', 8, 512, False, 1, .1), ppo=Defaults('lora', 32, None, False, 30, .5))
-
 
 # %% ../../nbs/reference/defaults.ipynb #7572cac2
 DeviceName = Literal['auto', 'cpu', 'cuda']
@@ -61,7 +59,6 @@ def learner_options(
     precision:PrecisionName='auto',    # Precision of the matrix products
 ): "Options of every learner"
 
-
 # %% ../../nbs/reference/defaults.ipynb #3432456c
 @delegates(learner_options)
 def lora_options(
@@ -76,7 +73,6 @@ def lora_options(
     modules_to_save:list[str]=None,  # LoRA: modules that are trained in full, such as lm_head
     **kwargs                   # Options of `learner_options`
 ): "Options of every learner that tunes a model, LoRA's among them"
-
 
 # %% ../../nbs/reference/defaults.ipynb #3bf6cb00
 def _own(name):
@@ -95,7 +91,6 @@ def clm_options(
     vocab_size:int=4096,                          # Tokens of a new tokenizer
     **kwargs
 ): "Options of causal language modelling"
-
 
 # %% ../../nbs/reference/defaults.ipynb #329d36bf
 @_own('mlm')
@@ -119,7 +114,6 @@ def classify_options(
 @_own('ner')
 def ner_options(**kwargs): "Options of named entity recognition"
 
-
 # %% ../../nbs/reference/defaults.ipynb #488662fa
 @_own('qa')
 def qa_options(
@@ -137,7 +131,6 @@ def sft_options(
     chat_template:str=None,  # For a tokenizer without one: chatml, alpaca, plain, or a file
     **kwargs
 ): "Options of supervised tuning"
-
 
 # %% ../../nbs/reference/defaults.ipynb #217e81c9
 @_own('reward')
@@ -157,7 +150,6 @@ def dpo_options(
     **kwargs
 ): "Options of direct preference optimisation"
 
-
 # %% ../../nbs/reference/defaults.ipynb #d99c69d3
 @_own('ppo')
 def ppo_options(
@@ -171,7 +163,6 @@ def ppo_options(
 for k in ('valid', 'columns', 'seq_len', 'packed', 'freeze', 'wd', 'betas', 'eps', 'clip'):       # it makes its own data
     ps = {n: p for n,p in inspect.signature(ppo_options).parameters.items() if n!=k}
     ppo_options.__signature__ = inspect.signature(ppo_options).replace(parameters=ps.values())
-
 
 # %% ../../nbs/reference/defaults.ipynb #fc67e98b
 def fit_options(
@@ -191,7 +182,6 @@ def fit_options(
     resume:bool=False,              # Go on with a run that was interrupted, to the same weights
     overwrite:bool=False,           # Replace an earlier run in the folder
 ): "Options of a run"
-
 
 # %% ../../nbs/reference/defaults.ipynb #7782f4a3
 _above_0 = ('epochs', 'max_steps', 'bs', 'n_acc', 'seq_len', 'lr', 'max_new_tokens', 'n_words', 'rows', 'n', 'rouge', 'beta', 'eps',
@@ -226,4 +216,3 @@ def check_values(
         try: ok = fits(v)
         except TypeError: ok = False
         if not ok: raise lm.LmftError(f'{k} is {v!r}; it must be {what}')
-

@@ -28,7 +28,6 @@ from .people import append_line, read_lines
 from sklearn.metrics import accuracy_score, f1_score
 from .prediction import predict_records, word_entities
 
-
 # %% ../../nbs/reference/predicting.ipynb #53f3df8b
 tasks_of = dict(ForSequenceClassification='classify', ForTokenClassification='ner', ForQuestionAnswering='qa',
                 ForCausalLM='generate')  # End of a class name → task
@@ -137,7 +136,6 @@ def predictions(
     "What `predict_records` adds to each record; a model with a chat template is asked in a conversation"
     if task=='generate' and tok.chat_template: kwargs['chat'] = True
     return [{k: r[k] for k in _gets if k in r} for r in predict_records(model, tok, records, task, **kwargs)]
-
 
 # %% ../../nbs/reference/predicting.ipynb #eef7e564
 def _part(out): return out.with_name(f'.{out.name}.part')

@@ -103,7 +103,6 @@ def reward_scores(
         exs.append(label_end(ids if stop else ids[:-1], 0))
     return torch.cat([v[0] for v in predict(model, tok, exs, **kwargs)])
 
-
 # %% ../../nbs/learn/11_preferences.ipynb #d703dea7
 def dpo_loss(
     policy_chosen,    # Log-probabilities (nats) of the better answers under the policy, (pairs,)

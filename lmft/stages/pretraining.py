@@ -113,7 +113,6 @@ def mlm_examples(
     records = progress(records, desc='tokenise')
     return [joined_pieces(tok, p) for r in records for p in pieces(r['text'], tok, seq_len-2)]
 
-
 # %% ../../nbs/learn/04_pretraining.ipynb #fc7f58b7
 def nsp_examples(
     records:list,  # Records {'text': str}

@@ -25,7 +25,7 @@ from ..models.methods import usual_lr
 from ..models.parts import head_kind
 from .defaults import Defaults, stage_defaults
 from .extraction import EntityF1, entity_f1, ner_dls, predict_tags, tags_of
-from .questions import answer_questions, qa_dls, qa_prompt, squad_scores, write_answers
+from .questions import answer_questions, qa_dls, qa_prompt, squad_scores, usable_questions, write_answers
 from .classification import class_loss, class_metrics, class_weights as weights_of, config_for, label_config
 from .finetuning import classify_dls, tune_learner
 from .pairs import PairDL, RewardDL, answer_pair, pair_dls, pair_examples, reward_pair
@@ -42,7 +42,6 @@ class Report:
     bad:list=field(default_factory=list)      # `BadRecord`s that were left out
     counts:dict=field(default_factory=dict)   # Name → how many
     examples:tuple=(None, None)               # Training and validation examples, before they are cut
-
 
 # %% ../../nbs/reference/stages.ipynb #d4e9e1b0
 @dataclass(frozen=True)
@@ -76,7 +75,6 @@ def stage_of(
     if name not in stages: raise LmftError(f"stage '{name}' is unknown; use one of {', '.join(stages)}")
     return stages[name]
 
-
 # %% ../../nbs/reference/stages.ipynb #bac5ba8a
 def stage_lr(
     stage:Stage,     # A stage
@@ -86,7 +84,6 @@ def stage_lr(
 ) -> float:
     "The learning rate of a stage where the user gives none"
     return stage.new_lr[size] if size in stage.new_lr else usual_lr(model, method)*stage.defaults.lr_scale
-
 
 # %% ../../nbs/reference/stages.ipynb #54175566
 _about_answers = 'labels', 'class with one example', 'chosen is rejected', 'prompt is no prefix', 'chat template'
@@ -109,7 +106,6 @@ stages['clm'] = Stage('clm', 'Pretrain a causal language model on text, or conti
                       _clm_dls, _lm, lambda tok, model: BitsPerByte(tok), prompt=_first_words, new_lr=dict(tiny=3e-3, small=1e-3), skip=_about_answers)
 stages['clm_generate'] = replace(stages['clm'], name='clm_generate', does='Tune a causal model to write as a text does', new_lr={})
 
-
 # %% ../../nbs/reference/stages.ipynb #7454e3aa
 def _mlm_dls(train, valid, tok, model, report, seq_len, packed=False, nsp=False, mlm_probability=.15, **loader):
     if nsp: return mlm_dls(train, valid, tok, seq_len, nsp=True, rate=mlm_probability, **loader)
@@ -127,7 +123,6 @@ def _mlm_metrics(tok, model):
 stages['mlm'] = Stage('mlm', 'Pretrain a masked language model on text, or continue its pretraining', 'masked', ({'text'},),
                       _mlm_dls, _mlm, _mlm_metrics, new_lr=dict(tiny=2e-3, small=1e-3),
                       skip=_about_answers)
-
 
 # %% ../../nbs/reference/stages.ipynb #317a9ec2
 def _classify_dls(train, valid, tok, model, report, seq_len, packed=False, class_weights=None, label_smoothing=0., **loader):
@@ -147,7 +142,6 @@ def _classify(dls, model, method, lr, metrics, class_weights=None, label_smoothi
 stages['classify'] = Stage('classify', 'Tune a model to classify texts', 'rows', ({'text', 'label'},), _classify_dls,
                            _classify, lambda tok, model: class_metrics(model), config_for)
 
-
 # %% ../../nbs/reference/stages.ipynb #ebcd971b
 def _ner_dls(train, valid, tok, model, report, seq_len, packed=False, **loader):
     return ner_dls(train, valid, tok, model, seq_len, **loader)
@@ -160,16 +154,17 @@ def _whole_sentences(learn, valid):
 stages['ner'] = Stage('ner', 'Tune a model to tag named entities', 'tokens', ({'tokens', 'tags'},), _ner_dls, _lm,
                       lambda tok, model: [EntityF1(model)], lambda train: label_config(tags_of(train)), _whole_sentences)
 
-
 # %% ../../nbs/reference/stages.ipynb #0cead70e
 def _qa_dls(train, valid, tok, model, report, seq_len, packed=False, stride=None, **loader):
-    return qa_dls(train, valid, tok, model, seq_len, stride, **loader)
+    return qa_dls(train, valid, tok, model, seq_len, stride, report.on_bad, report.bad, **loader)
 
 def _qa(dls, model, method, lr, metrics, stride=None, **kwargs): return _lm(dls, model, method, lr, metrics, **kwargs)
 
 def _qa_scores(learn, valid):
+    windows = learn.options['seq_len'],learn.options['stride']
+    valid = usable_questions(valid, learn.tok, learn.hf, *windows)
     null = not all(r['answers']['text'] for r in valid)
-    return squad_scores(answer_questions(learn.hf, learn.tok, valid, learn.options['seq_len'], null=null), valid)
+    return squad_scores(answer_questions(learn.hf, learn.tok, valid, *windows, null=null), valid)
 
 _qa_fields = ({'context', 'question', 'answers'},)
 stages['qa'] = Stage('qa', 'Tune a model to find answers in a context', 'spans', _qa_fields, _qa_dls, _qa,
@@ -186,7 +181,6 @@ stages['qa_generative'] = Stage('qa_generative', 'Tune a causal model to write a
                                 _qa_fields, _written_dls, _qa, lambda tok, model: BitsPerByte(tok),
                                 final=_written_scores)
 
-
 # %% ../../nbs/reference/stages.ipynb #12460adb
 def _sft_dls(train, valid, tok, model, report, seq_len, packed, full_loss=False, turns='all', **loader):
     exs = [sft_examples(rs, tok, full_loss, report.on_bad, report.bad, turns) for rs in (train, valid)]
@@ -201,7 +195,6 @@ def _question(r): return r['prompt'] if 'completion' in r else to_messages(r)[:-
 stages['sft'] = Stage('sft', 'Tune a model on instructions or conversations', 'causal',
                       ({'instruction', 'output'}, {'messages'}, {'prompt', 'completion'}), _sft_dls, _sft,
                       lambda tok, model: BitsPerByte(tok), prompt=_question)
-
 
 # %% ../../nbs/reference/stages.ipynb #9bfc6969
 _pairs = ({'prompt', 'chosen', 'rejected'}, {'prompt', 'responses', 'ranks'})
@@ -226,7 +219,6 @@ def _reward(dls, model, method, lr, metrics, ties=False, **kwargs):
 stages['reward'] = Stage('reward', 'Train a reward model on pairs or rankings', 'rows', _pairs, _reward_dls, _reward,
                          lambda tok, model: None, lambda train: dict(num_labels=1), split=split_by_prompt)
 
-
 # %% ../../nbs/reference/stages.ipynb #81ebbd47
 def _dpo_dls(train, valid, tok, model, report, seq_len, packed=False, beta=None, reference=None, **loader):
     return pair_dls(*_pair_sets(train, valid, tok, report, seq_len, answer_pair), tok, PairDL, **loader)
@@ -237,4 +229,3 @@ def _dpo(dls, model, method, lr, metrics, beta=.1, reference=None, **kwargs):
 
 stages['dpo'] = Stage('dpo', 'Make preferred answers more probable, without a reward model', 'causal', _pairs, _dpo_dls,
                       _dpo, lambda tok, model: None, split=split_by_prompt)
-

@@ -1,4 +1,4 @@
-"""Precision that is what it says, a log of every step, a run that others can follow, samples of what the model writes
+"""Precision, a log of every step, a run that others can follow, samples of text: many small callbacks, hence long
 
 Callbacks hold what is not the model, the data or the loss: the precision of the products, the log, the samples. Each
 is a few lines, and says on which device it does what. Checkpoints and guards are lessons of their own.

@@ -82,4 +82,3 @@ def lr_curve(
     fall = decay/(1-warmup)
     after = combine_scheds([1-fall, fall], [SchedNo(lr, lr), SchedLin(lr, low)])
     return combine_scheds([warmup, 1-warmup], [rise, after])
-

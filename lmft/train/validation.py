@@ -41,7 +41,6 @@ class ValidateEvery(Callback):
         names = rec.metric_names[2:2+len(figures)] if not rec.train_metrics else rec.metric_names[-len(figures)-1:-1]
         learn.step_log.add(dict(zip(names, figures)))
 
-
 # %% ../../nbs/reference/validation.ipynb #0c61efa1
 class EarlyStopping(Callback):
     "End the training when `patience` validations in a row have not lowered the validation loss"
@@ -61,4 +60,3 @@ class EarlyStopping(Callback):
     def after_batch(self):
         if self.step_log.rows and self.step_log.rows[-1]['step']==self.learn.train_iter: self._check()
     def after_epoch(self): self._check()
-

@@ -1,4 +1,4 @@
-"""The world told in nine kinds of text, in a mixture that can be set, by year and by field of work
+"""The world told in nine kinds of text, hence long, in a mixture that can be set, by year and by field of work
 
 Text to pretrain on. `corpus` yields documents of nine kinds (encyclopedia, news, stories, forum posts, dialogue,
 papers, code, question lists, a phrasebook) in a mixture that can be set, for any year, or from one of three domains.

@@ -1,4 +1,4 @@
-"""A labeller who knows the truth: scores any answer, ranks several, and can be made careless, biased, or many
+"""A labeller who knows the truth, one or many, long since each kind of answer has its rule and each annotator a bias
 
 People's preferences, from a labeller that knows the world. `Judge` scores a response as helpful, honest, harmless and
 brief, and ranks several with ties; `annotators` are judges who disagree. From them come prompts that tell models
