@@ -33,10 +33,12 @@ Modules:
 - `lmft.evals.tasks`: Super-NaturalInstructions files as rows of tasks, split by hash, with the marks by which a row is known again
 - `lmft.generation`: Continue a text, answer a question, and say how probable a given answer is
 - `lmft.models.adapters`: Small parts that tune a frozen model: LoRA, prefixes, soft prompts, bottlenecks in sequence and in parallel
+- `lmft.models.bottlenecks`: A kind of adapter that peft does not have: a narrow layer behind a module or beside it
 - `lmft.models.loading`: Tiny configurations of real architectures, safe loading and saving, and which part of a model a method trains
 - `lmft.models.methods`: Which weights a method trains: all, the last blocks, the head, or an adapter
 - `lmft.models.parts`: Blocks, attention, feed-forward, head, positions: what a 🤗 model is made of, found in one place
 - `lmft.models.probe`: Attention, feed-forward, final norm, causality: found by running a small copy, each with a trial of its own, hence long
+- `lmft.models.several`: The base below an adapter, several adapters on one model, and sums of them
 - `lmft.models.wrapper`: A 🤗 model behind one call that takes a batch and returns predictions for just the tokens in the loss
 - `lmft.options`: What commands share: options written once, and a check that they are what the signature says
 - `lmft.progress`: How far long work is and how long it will take, in a terminal, in a notebook and in a log file

@@ -39,6 +39,7 @@ def _option(p, text, optional):
     "The parameter `p` as an option with help"
     kind = str if p.annotation is P.empty else p.annotation
     says = p.default is not False and (p.default==0 or bool(p.default)) and p.default is not P.empty
+    if kind is bool and p.default is not False: text = f'{text} (no: --{p.name}=false)'
     how = dict(help=text, show_default=says, allow_leading_hyphen=p.name=='prompt')
     if kind is int: how['converter'] = _whole
     default = None if optional and p.default is P.empty else p.default

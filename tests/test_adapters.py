@@ -2,7 +2,7 @@
 import pytest, torch
 
 import lmft.models.adapters                                                           # registers the methods
-from lmft.models.adapters import blend, disabled, load_beside, switch
+from lmft.models.several import blend, disabled, load_beside, switch
 from lmft.data.loaders import lm_dls, make_batch
 from lmft.data.examples import text_example
 from lmft.data.tokenizers import train_tokenizer

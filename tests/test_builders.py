@@ -81,3 +81,21 @@ def test_signatures_and_mistakes(base, data):
         assert ps['method'].default==s.defaults.method and ps['bs'].default==s.defaults.bs and 'kwargs' not in ps
     with pytest.raises(LmftError, match='did you mean seq_len'): sft_learner([], base, seqlen=3)
     with pytest.raises(LmftError, match='learn.save'): load_learner(base).export()
+
+def test_a_base_in_4_bits(base, tmp_path, monkeypatch):
+    "LoRA beside matrices of 4 bits: smaller, trained, saved, and loaded on the whole base; clear errors elsewhere"
+    rows = [dict(instruction=f'What is {i}?', output=f'{i}.') for i in range(12)]
+    how = dict(method='lora', load_in_4bit=True, seq_len=64, valid=.2)
+    with pytest.raises(LmftError, match='goes with method lora'): sft_learner(rows, base, **how | dict(method='full'))
+    with monkeypatch.context() as m:
+        m.setattr('lmft.stages.builders.find_spec', lambda name: None)
+        with pytest.raises(LmftError, match='pip install bitsandbytes'): sft_learner(rows, base, **how)
+    pytest.importorskip('bitsandbytes')
+    whole,learn = sft_learner(rows, base, **how | dict(load_in_4bit=False)),sft_learner(rows, base, **how)
+    assert learn.hf.get_base_model().get_memory_footprint()<.75*whole.hf.get_base_model().get_memory_footprint()
+    before = learn.validate()[0]
+    learn.fit_cos(4)
+    assert learn.validate()[0]<before
+    again = load_learner(learn.save(tmp_path/'a'))                                   # on the base in full precision
+    near = [l.score(['What is 3?'], ['3.']).item() for l in (learn, again)]
+    assert abs(near[0]-near[1])<.2*abs(near[0])

@@ -7,7 +7,7 @@ import torch
 from fastcore.test import test_close as close
 from transformers import AutoModelForCausalLM
 
-from lmft.models.adapters import disabled
+from lmft.models.several import disabled
 from lmft.data.tokenizers import train_tokenizer
 from lmft.train.callbacks import StepLog, mixed_precision
 from lmft.train.checkpoints import weights_hash

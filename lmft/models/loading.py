@@ -128,8 +128,9 @@ def _as_read(model, tok):
 def base_hash(
     model,  # 🤗 or peft model
 ) -> str:
-    "A hash of the weights that a model had before it was tuned, without its new head and any adapter"
+    "A hash of the weights that a model had before it was tuned, without its new head and any adapter; None in 4 bits"
     base,new = base_of(model),new_modules(model)
+    if getattr(base, 'quantization_method', None): return None
     with torch.device('meta'): own = {n for n,_ in type(base)(base.config).named_parameters()}
     h = hashlib.sha256(base.config.model_type.encode())
     for n,p in sorted((n.replace('.base_layer', ''), p) for n,p in base.named_parameters()):
@@ -150,11 +151,17 @@ def _tell(model, tok):
     if settings is not None: settings.pad_token_id,settings.eos_token_id = pad,stops if stops[1:] else stops[0]
 
 # %% ../../nbs/reference/models.ipynb #44e737f1
+def _unquantised(config):
+    "The configuration of the model as it is on disk, not as it was loaded"
+    config = copy.deepcopy(config)
+    if hasattr(config, 'quantization_config'): del config.quantization_config
+    return config
+
 def _remember(model, folder):
     "Write what vanilla peft does not keep of an adapter: its labels, where it stops, and which base it was trained on"
     base = base_of(model)
     for c in (base.config, getattr(base, 'generation_config', None)):
-        if c is not None: c.save_pretrained(folder)
+        if c is not None: _unquantised(c).save_pretrained(folder)
     known = dict(name=model.active_peft_config.base_model_name_or_path, model_type=base.config.model_type,
                  hash=base_hash(model))
     (folder/'base.json').write_text(json.dumps(known, indent=1))
@@ -260,7 +267,7 @@ def check_base(
     known = Path(path)/'tuned'/'base.json'
     if not known.exists(): return
     known,now = json.loads(known.read_text()),base_hash(model)
-    if known['hash']!=now: raise LmftError(
+    if None not in (known['hash'], now) and known['hash']!=now: raise LmftError(
         f"{path}: this adapter belongs to the {known['model_type']} model of {known['name']} with the hash {known['hash']}, but "
         f"{base_of(model).config._name_or_path or 'this'} is a {base_of(model).config.model_type} model with the hash {now}")
 

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from ..check.doctor import examine, refuse
-from ..core import BadRecord, LmftError, pick_device, pick_precision, set_seed
+from ..core import BadRecord, LmftError, dtypes, pick_device, pick_precision, set_seed
 from ..data.loaders import LMDL
 from ..data.tokenizers import load_tokenizer, train_tokenizer
 from ..data.ondisk import records_on_disk
@@ -45,7 +45,8 @@ import torch
 from fastai.data.core import DataLoaders
 from fastcore.foundation import L
 from fastcore.meta import delegates
-from transformers import PreTrainedModel
+from importlib.util import find_spec
+from transformers import BitsAndBytesConfig, PreTrainedModel
 from peft import PeftModel
 from .ppo import ppo_from_prompts
 from fastcore.basics import patch
@@ -146,6 +147,7 @@ def open_model(
     train,        # Training records
     tok=None,     # Tokenizer; None: that of the model
     o=None,       # Options of the stage
+    **kwargs      # Of `load_model`
 ) -> tuple:       # (tok, model)
     "The tokenizer and the model that a stage starts from"
     o = o or {}
@@ -154,7 +156,7 @@ def open_model(
     hf,path = (model, base_of(model).name_or_path) if isinstance(model, (PreTrainedModel, PeftModel)) else (None, model_dir(model))
     tok = tok or load_tokenizer(path)
     if o.get('chat_template'): tok.chat_template = named_template(o['chat_template'])
-    return tok, hf if hf is not None else load_model(path, head, **stage.config(train))
+    return tok, hf if hf is not None else load_model(path, head, **stage.config(train), **kwargs)
 
 # %% ../../nbs/reference/builders.ipynb #9e268a44
 def _fits(stage, seq_len, model):
@@ -183,7 +185,7 @@ def _complete(stage, given):
 
 _shared = [*inspect.signature(options.lora_options).parameters]
 _lora = {k: p.default for k,p in inspect.signature(options.lora_options).parameters.items()
-         if k not in inspect.signature(options.learner_options).parameters}
+         if k not in [*inspect.signature(options.learner_options).parameters, 'load_in_4bit']}
 
 # %% ../../nbs/reference/builders.ipynb #2de6aad1
 def _examined(learn, stage, report, **known):
@@ -197,6 +199,15 @@ def _options(stage, data, model, given):
     own = {k: v for k,v in given.items() if not callable(v)}
     if _fraction(own.get('valid', .1)) is None: own['valid'] = _source(own['valid'])
     return dict(own, stage=stage, data=_source(data), model=base_of(model).name_or_path if hf else str(model))
+
+def _four_bit(o, model, device, precision):
+    "Arguments of `load_model` for a base whose matrices are kept in 4 bits"
+    if not o['load_in_4bit']: return {}
+    if o['method'].partition(':')[0]!='lora': raise LmftError(f"load_in_4bit goes with method lora; {o['method']} would train weights of 4 bits")
+    if isinstance(model, PreTrainedModel): raise LmftError('load_in_4bit needs the name of a model, since it decides how it is loaded')
+    if find_spec('bitsandbytes') is None: raise LmftError('load_in_4bit needs the package bitsandbytes (pip install bitsandbytes)')
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtypes[precision])
+    return dict(quantization_config=config, device_map={'': str(device)})
 
 def _frozen(model, pattern):
     "The model, which remembers that weights whose names match a regular expression shall stay as they are"
@@ -225,7 +236,8 @@ def stage_learner(
     train,held = (None, None) if isinstance(data, DataLoaders) else \
         read_data(data, s, o['valid'], o['seed'], report, o['columns'])
     set_seed(o['seed'])
-    tok,hf = open_model(model, s, train, tok or (data.train.tok if train is None else None), o)
+    tok = tok or (data.train.tok if train is None else None)
+    tok,hf = open_model(model, s, train, tok, o, **_four_bit(o, model, device, precision))
     o['seq_len'],packed = _fits(s, o['seq_len'], hf),choose_packing(hf, o['packed'], o['method'])
     dls = data if train is None else s.dls(train, held, tok, hf, report, seq_len=o['seq_len'], packed=packed, **loader, **own)
     o['lr'] = o['lr'] or stage_lr(s, hf, o['method'], model if model in ('tiny', 'small') else None)
@@ -421,7 +433,7 @@ def ppo_learner(
     precision,texts = pick_precision(o['precision'], device),_prompts(prompts, report)
     set_seed(o['seed'])
     score = reward if callable(reward) else load_reward(reward, device)
-    tok,hf = open_model(model, s, None, tok)
+    tok,hf = open_model(model, s, None, tok, **_four_bit(o, model, device, precision))
     texts,hf = _that_fit(texts, tok, hf, o['max_new_tokens'], report),hf.to(device)
     o |= dict(n=o['n'] or min(64, len(texts)), lr=o['lr'] or stage_lr(s, hf, o['method']))
     first = sample_rollouts(hf, tok, [as_asked(p, tok) for p in texts[:256]], o['max_new_tokens'])

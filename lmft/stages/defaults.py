@@ -71,6 +71,7 @@ def lora_options(
     dora:bool=False,           # LoRA: magnitude and direction apart (Liu et al., 2024, arXiv:2402.09353)
     bias:Literal['none', 'all', 'lora_only']='none',  # LoRA: which biases are trained as well
     modules_to_save:list[str]=None,  # LoRA: modules that are trained in full, such as lm_head
+    load_in_4bit:bool=False,   # LoRA: keep the frozen matrices in 4 bits (Dettmers et al., 2023, arXiv:2305.14314); needs bitsandbytes
     **kwargs                   # Options of `learner_options`
 ): "Options of every learner that tunes a model, LoRA's among them"
 

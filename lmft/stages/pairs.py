@@ -26,7 +26,7 @@ from ..progress import progress
 
 from ..data.loaders import LMDL
 from ..data.messages import as_asked
-from ..models.adapters import disabled
+from ..models.several import disabled
 from ..models.parts import blocks_of
 from ..models.wrapper import HFModel
 from ..generation import answer_example, evaluating

@@ -28,7 +28,7 @@ from torch import nn
 
 from ..data.loaders import LMDL
 from ..data.messages import as_asked
-from ..models.adapters import disabled
+from ..models.several import disabled
 from ..models.methods import method_cbs, trainable, usual_lr
 from ..models.parts import head_of, virtual_tokens
 from ..models.wrapper import HFModel
