@@ -34,7 +34,7 @@ Modules:
 - `lmft.generation`: Continue a text, answer a question, and say how probable a given answer is
 - `lmft.models.adapters`: Small parts that tune a frozen model: LoRA, prefixes, soft prompts, bottlenecks in sequence and in parallel
 - `lmft.models.bottlenecks`: A kind of adapter that peft does not have: a narrow layer behind a module or beside it
-- `lmft.models.loading`: Tiny configurations of real architectures, safe loading and saving, and which part of a model a method trains
+- `lmft.models.loading`: Tiny configurations of real architectures, loading and saving, what other libraries must find in a folder, hence long
 - `lmft.models.methods`: Which weights a method trains: all, the last blocks, the head, or an adapter
 - `lmft.models.parts`: Blocks, attention, feed-forward, head, positions: what a 🤗 model is made of, found in one place
 - `lmft.models.probe`: Attention, feed-forward, final norm, causality: found by running a small copy, each with a trial of its own, hence long
@@ -69,7 +69,7 @@ Modules:
 - `lmft.train.checkpoints`: A run that is cut off goes on as if nothing had happened, to the same weights bit for bit
 - `lmft.train.forecast`: Minutes to go for the whole run, all epochs and validations, seconds after it has begun
 - `lmft.train.guards`: A loss that is not finite, a full memory, a full disk, a signal to stop: one clear line, and no checkpoint is lost
-- `lmft.train.learner`: One loop for everything: fastai's, made exact for tokens
+- `lmft.train.learner`: One loop for every stage, hence long: fastai's, made exact for tokens
 - `lmft.train.optim`: AdamW that decays matrices alone, groups of parameters by depth, and learning-rate schedules
 - `lmft.train.processes`: The same cell and the same command on several processes, to the same weights
 - `lmft.train.speed`: Less memory or less time for a step, and the same weights in the end

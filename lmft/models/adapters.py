@@ -1,8 +1,7 @@
 """Small parts that tune a frozen model: LoRA, prefixes, soft prompts, bottlenecks in sequence and in parallel
 
 An adapter is a small part that is added to a model whose own weights stay frozen. It edits the model, not the
-training: the loop, the data and the loss know nothing of it. LoRA, prefix tuning and prompt tuning are peft's;
-bottleneck
+training: the loop, the data and the loss know nothing of it. LoRA, prefix tuning and prompt tuning are peft's; bottleneck
 adapters, in sequence and in parallel, are in `lmft.models.bottlenecks`. All are methods of `trainable`, and all are saved,
 loaded, switched and disabled alike, the last two by `lmft.models.several`.
 

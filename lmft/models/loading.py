@@ -1,4 +1,4 @@
-"""Tiny configurations of real architectures, safe loading and saving, and which part of a model a method trains
+"""Tiny configurations of real architectures, loading and saving, what other libraries must find in a folder, hence long
 
 Models are the real 🤗 architectures, only small: what runs on a laptop with `tiny` runs on a GPU with a checkpoint.
 Loading takes safetensors alone and never runs code from a checkpoint.
