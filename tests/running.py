@@ -3,14 +3,16 @@ import io, json
 from contextlib import redirect_stderr, redirect_stdout
 
 from lmft.cli import main
+from lmft.core import said
 
 def run(*argv, code=0):
-    "stdout of a command; the one line on stderr if it is to be refused"
+    "stdout of a command; the one line on stderr, besides notes on the data, if it is to be refused"
     out,err = io.StringIO(),io.StringIO()
     with redirect_stdout(out), redirect_stderr(err): got = main([str(a) for a in argv])
     assert got==code, err.getvalue()
-    if code: assert err.getvalue().startswith('lmft: ') and err.getvalue().count('\n')==1, err.getvalue()
-    return err.getvalue() if code else out.getvalue()
+    lines = [l for l in err.getvalue().splitlines(True) if l.strip().removeprefix('lmft: ') not in said]
+    if code: assert len(lines)==1 and lines[0].startswith('lmft: '), err.getvalue()
+    return lines[0] if code else out.getvalue()
 
 def metrics(out): return json.loads((out/'metrics.json').read_text())
 def lines(path): return [json.loads(l) for l in path.read_text().splitlines()]
