@@ -170,7 +170,8 @@ def test_a_person_who_is_interrupted(asked, tmp_path):
     argv,rng,had = [str(a) for a in asked],random.Random(1),0
     code = 'import sys; from lmft.cli import main; sys.exit(main(sys.argv[1:]))'
     for k,stop in enumerate((signal.SIGINT, signal.SIGKILL)):
-        p = subprocess.Popen([sys.executable, '-uc', code, *argv, *['--resume'][:k]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        p = subprocess.Popen([sys.executable, '-uc', code, *argv, *['--resume'][:k]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))       # a background job ignores Ctrl-C
         given = rng.randrange(3, 9)
         for _ in range(given):
             while (piece := p.stdout.readline()) and not piece.startswith('B: '): pass
