@@ -206,6 +206,7 @@ def _fold_log(out, precision):
         return [*lm.mixed_precision(precision), lm.StepLog(10, [SimpleNamespace(log=partial(log, fold))])]
     return cbs
 
+# %% ../nbs/reference/commands.ipynb #1cd857c7
 @delegates(_task_options)
 def leave_clusters_out(
     tasks:list[str],     # Super-NaturalInstructions task files or their folders
@@ -313,6 +314,7 @@ def print_findings(
     for line in [*shown, *found]: print(line)
     return found
 
+# %% ../nbs/reference/commands.ipynb #b7f126ba
 def print_estimate(
     model:str,              # tiny, small, folder of a run or of a model, adapter folder, or hub name
     method:str='full',      # full, head, last:N, gradual, lora[:R], prefix[:N], prompt[:N], seq_adapter[:R] or par_adapter[:R]
@@ -337,6 +339,7 @@ def print_estimate(
     for line in lm.report(found, lm.memory_at_hand(device), **asked): print(line)
     return found
 
+# %% ../nbs/reference/commands.ipynb #03e99fc0
 @delegates(run_options)
 def world_files(
     out:str,                # folder that gets the files

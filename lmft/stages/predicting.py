@@ -158,6 +158,7 @@ def free_file(
         raise LmftError(f'{out}: a run was interrupted; go on with --resume or begin again with --overwrite')
     return out
 
+# %% ../../nbs/reference/predicting.ipynb #f3ac48fe
 def predict_in_parts(
     model,         # Model with the head of the task
     tok,           # Its tokenizer
@@ -208,6 +209,7 @@ def prediction_figures(
     true,said = [str(r['label']) for r,_ in both],[str(p['prediction']) for _,p in both]
     return dict(accuracy=accuracy_score(true, said), macro_f1=f1_score(true, said, average='macro'), labelled=len(both))
 
+# %% ../../nbs/reference/predicting.ipynb #f4c15cf9
 def write_predictions(
     records:list,  # Of (row, record)
     found:list,    # Their predictions
