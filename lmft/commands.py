@@ -1,8 +1,7 @@
-"""Pretraining, tuning and all that follows, each as one function that a shell can call, long since each option has its line
+"""All commands of `lmft` as typed functions, for the shell and for Python, long since each option has its line
 
-Each command is a function with types, defaults and a comment beside each parameter, so what the shell does a notebook can do.
-`commands` says how the shell calls them. The library is reached through `lmft.all`, which loads a module when its first name is
-used: importing this page loads no torch.
+Each command of the program `lmft` is a function with types, defaults and a comment beside each parameter, from which the
+shell makes options and help. `commands` maps the names in the shell to the functions. Importing this module loads no torch.
 
 Docs: https://lmft-org.github.io/lmft/reference/commands.html.md"""
 
@@ -24,7 +23,7 @@ from fastcore.meta import delegates
 
 from . import all as lm
 from .options import Arch, checked, run_options, sampling_options
-from .stages.defaults import DeviceName, OnBad, PrecisionName
+from .stages.defaults import DeviceName, OnBad, PrecisionName, StageName
 from . import training
 
 # %% ../nbs/reference/commands.ipynb #b1269386
@@ -32,8 +31,9 @@ from . import training
 def merge(
     model:str,  # adapter folder, or folder of a run
     out:str,    # folder that gets model/ and metrics.json
+    dtype:Literal['auto', 'fp32', 'bf16', 'fp16']='auto',  # of the saved weights (auto: as the base came)
     **kwargs
-) -> dict:      # max_logit_diff and kl between the adapter and the merged model
+) -> dict:      # max_logit_diff and kl between the adapter and the merged model as it is saved
     "Add an adapter into the weights of its base"
     o = checked(merge, locals())
     device = lm.pick_device(o['device'])
@@ -43,10 +43,10 @@ def merge(
     tok,net = lm.load_tokenizer(path),lm.load_model(path, lm.saved_head(path) or 'causal').to(device)
     lm.set_seed(o['seed'])
     n,most = net.get_input_embeddings().weight.shape[0],lm.max_positions(net) or 66
-    merged,metrics = lm.merge_adapter(net, lm.torch.randint(n, (8, min(64, most-2)), device=device))
-    own = lm.read_config(lm.adapter_config(path).base_model_name_or_path).dtype
+    stored = lm.dtypes.get(dtype) or net.get_base_model().came_in
+    merged,metrics = lm.merge_adapter(net, lm.torch.randint(n, (8, min(64, most-2)), device=device), stored)
     lm.clear_folder(out)
-    lm.save_model(merged.to(own or lm.torch.float32), tok, out/'model')                 # as the base came
+    lm.save_model(merged, tok, out/'model', dtype)
     with lm.atomic_write(out/'metrics.json') as f: json.dump(metrics, f, indent=1)
     return metrics
 
@@ -82,7 +82,7 @@ def _by_guidelines(o, bad):
 # %% ../nbs/reference/commands.ipynb #050a4796
 def _by_model(o, bad):
     if not o['model']: raise lm.LmftError("--how model needs --model, a causal model or 'world'")
-    seeds = [r for r in lm.read_all(o, o['data'], [{'instruction', 'output'}], bad)]
+    seeds = lm.read_all(o, o['data'], [{'instruction', 'output'}], bad)
     if o['model']=='world': say = lm.world_author(lm.World(0), seed=o['seed'])
     else:
         model,tok,kw = _opened(o | dict(top_p=1.))
@@ -174,7 +174,7 @@ def evaluate_model(
     device = lm.pick_device(o['device'])
     out = lm.free_folder(o)
     path,tok,train,test,bad = _to_ask(o)
-    net = lm.load_model(path).to(device)
+    net = lm.load_model(path, dtype='auto').to(device)
     seq_len = _room(o, net)
     lm.set_seed(o['seed'])
     test,long = _that_fit(o, [test], tok, seq_len, bad)
@@ -276,7 +276,7 @@ def collect_rankings(
     out,bad = lm.free_folder(o),[]
     asked = [r['prompt'] for r in lm.read_all(o, o['prompts'], [{'prompt'}], bad)]
     config,answers,ranked = lm.run_config(dict(o, device=str(device))),out/'answers.jsonl',out/'rankings.jsonl'
-    if resume and answers.exists():
+    if begun := resume and answers.exists():
         lm.begin_folder(o, out, config, bad)
         rows = lm.read_lines(answers)
     else:
@@ -284,7 +284,7 @@ def collect_rankings(
         rows = lm.collect(net, tok, asked, n, **kw)
     judge = lm.Judge(lm.World(0)).rank if by=='gold' else by
     rows_ranked = lm.rank_by(rows, judge) if by!='human' else None
-    if not answers.exists() or not resume:
+    if not begun:
         lm.begin_folder(o, out, config, bad)
         lm.write_jsonl(rows, answers)
     if by!='human': lm.write_jsonl(rows_ranked, ranked)
@@ -297,43 +297,46 @@ def collect_rankings(
 def print_findings(
     data:list[str],         # files, folders or hf:NAME[:SPLIT]
     model:str=None,         # model that is to be trained; without one, the data alone is looked at
-    valid:str='0.05',       # held-out data: a path, or a fraction of --data
-    method:str='full',      # full, last:N, gradual, lora[:R], prefix[:N], prompt[:N], seq_adapter[:R] or par_adapter[:R]
-    seq_len:int=None,       # maximum tokens of a record (default: 256 for text, 512 for answers)
-    lr:float=None,          # highest learning rate (default: by size and method)
-    precision:PrecisionName='auto',  # of the matrix products
+    stage:StageName=None,   # what it is to be trained for (default: as the fields of the data say)
+    valid:float|str=.1,     # validation data: a fraction of the data, or a path
+    columns:str=None,       # names of columns, such as text=review,label=sentiment
+    method:str=None,        # full, head, last:N, gradual, lora[:R], prefix[:N], … (default: by stage)
+    seq_len:int=None,       # maximum tokens of a sequence (default: by stage)
+    lr:float=None,          # highest learning rate (default: by stage, method and size of the model)
+    precision:PrecisionName='auto',  # precision of the matrix products
     device:DeviceName='auto',   # where it would run
     seed:int=0,             # decides the split
     on_bad:OnBad='error',   # bad records: stop, or leave them out
 ) -> list:                  # The findings
     "Say what would train wrongly, without training"
     o = checked(print_findings, locals(), 'doctor')
-    if model: o['model'] = lm.model_dir(model)
-    shown = []
-    found = lm.doctor(**{k: v for k,v in o.items() if k!='command'}, shown=shown)
+    shown,o = [],{k: v for k,v in o.items() if v is not None and k!='command'}
+    found = lm.doctor(**o, shown=shown)
     for line in [*shown, *found]: print(line)
     return found
 
 # %% ../nbs/reference/commands.ipynb #b7f126ba
 def print_estimate(
     model:str,              # tiny, small, folder of a run or of a model, adapter folder, or hub name
-    method:str='full',      # full, head, last:N, gradual, lora[:R], prefix[:N], prompt[:N], seq_adapter[:R] or par_adapter[:R]
-    bs:int=8,               # records of a batch
-    n_acc:int=1,            # batches of a step
-    seq_len:int=256,        # tokens of a record
+    stage:Literal['clm', 'mlm', 'classify', 'ner', 'qa', 'sft']=None,  # what it is trained for (default: clm, or mlm of a masked model)
+    method:str=None,        # full, head, last:N, gradual, lora[:R], prefix[:N], … (default: by stage)
+    bs:int=None,            # sequences of a batch (default: by stage)
+    n_acc:int=1,            # batches of an optimiser step
+    seq_len:int=None,       # tokens of a sequence (default: by stage)
     max_steps:int=None,     # optimiser steps of the run
     tokens:int=None,        # tokens of the run, epochs counted; instead of --max_steps
     labelled:float=None,    # share of the tokens that are predicted (default: 0.15 of masked models, else 1)
-    head:Literal['causal', 'masked', 'masked+nsp', 'tokens', 'rows', 'spans']=None,  # of the model (default: its own)
     arch:Arch='llama',      # architecture of tiny or small
     vocab_size:int=4096,    # vocabulary of tiny or small
-    precision:PrecisionName='auto',  # of the matrix products
+    precision:PrecisionName='auto',  # precision of the matrix products
     device:DeviceName='auto',   # where it would run
     gradient_checkpointing:bool=False,  # blocks are computed twice
 ) -> dict:                  # Parameters, bytes and seconds
     "Say what a run would take: parameters, peak memory and time, without training"
     o = checked(print_estimate, locals(), 'estimate')
-    steps = max_steps or tokens and -(-tokens//(bs*n_acc*seq_len))
+    stage,own = o.pop('stage'),lm.stage_defaults[stage or 'clm']
+    o |= {k: o[k] or getattr(own, k) for k in ('method', 'bs', 'seq_len')} | dict(head=stage and lm.stages[stage].head)
+    steps = max_steps or tokens and -(-tokens//(o['bs']*n_acc*o['seq_len']))
     asked = {k: v for k,v in o.items() if k not in ('command', 'max_steps', 'tokens')} | dict(model=lm.model_dir(o['model']))
     found = lm.estimate(**asked, steps=steps)
     for line in lm.report(found, lm.memory_at_hand(device), **asked): print(line)
@@ -386,8 +389,9 @@ def predict_file(
     lm.check_folder(path)
     rows = lm.table_rows(data, on_bad, bad)
     task = task or lm.made_for(path)
-    records = lm.records_for(task, rows, data, columns, on_bad, bad)
     net,tok = lm.open_for(path, task)
+    records = lm.records_for(task, rows, data, columns, on_bad, bad)
+    records = lm.records_that_fit(records, rows, tok, net, task, data, on_bad, bad, seq_len or 384, o['max_new_tokens'])
     kw = {k: o[k] for k in ('max_new_tokens', 'temperature', 'top_p', 'from_checkpoint')} if task=='generate' else {}
     if seq_len: kw['seq_len'] = seq_len
     found = lm.predict_in_parts(net.to(device), tok, records, task, out, lm.run_config(dict(o, device=str(device))), resume, **kw)
@@ -398,7 +402,7 @@ def _opened(o):
     "Model and tokenizer of a command that writes, on its device, seeded"
     device = lm.pick_device(o['device'])
     path = lm.model_dir(o['model'])
-    tok,model = lm.load_tokenizer(path),lm.load_model(path).to(device)
+    tok,model = lm.load_tokenizer(path),lm.load_model(path, dtype='auto').to(device)
     lm.set_seed(o['seed'])
     return model, tok, {k: o[k] for k in ('max_new_tokens', 'temperature', 'top_p', 'from_checkpoint') if k in o}
 

@@ -13,7 +13,7 @@ __all__ = ['said', 'dtypes', 'by_size', 'LmftError', 'BadRecord', 'say_once', 'a
            'write_jsonl', 'bf16_slowdown', 'pick_device', 'pick_precision', 'ledger_dir', 'claim', 'set_seed']
 
 # %% ../nbs/reference/core.ipynb #40210927
-import json, os, shutil, statistics, sys, tempfile, time, warnings
+import json, logging, os, shutil, statistics, sys, tempfile, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,8 @@ os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
 import torch
 from fastai.torch_core import set_seed
 from IPython.display import HTML, display
+
+logging.getLogger('bitsandbytes').setLevel(logging.ERROR)      # peft imports it, and it warns of a kernel from the hub
 
 # %% ../nbs/reference/core.ipynb #b8cbac49
 _all_ = ['set_seed']

@@ -30,6 +30,7 @@ from transformers.generation.streamers import BaseStreamer
 from .data.tokenizers import bos_ids
 from .data.loaders import make_batch
 from .data.examples import prompt_example
+from .data.messages import messages_and_tools
 from .data.templates import render
 from .models.loading import stop_ids
 from .data.chat import chat_examples
@@ -38,12 +39,12 @@ from .models.parts import base_of, max_positions, virtual_tokens
 
 # %% ../nbs/learn/03_generation.ipynb #13c0eb32
 def encode_prompt(
-    prompt,  # str to go on with, or list of messages to answer
+    prompt,  # str to continue, list of messages to answer, or dict of `messages` and the `tools` that may be called
     tok,     # Tokenizer
 ) -> list:
-    "Token ids of a prompt, with the begin token if this tokenizer has one"
-    plain = isinstance(prompt, str)
-    text = prompt if plain else render(prompt, tok, add_generation_prompt=True)
+    "Token ids of a prompt, with the BOS token if this tokenizer has one"
+    plain,(messages,tools) = isinstance(prompt, str),messages_and_tools(prompt)
+    text = prompt if plain else render(messages, tok, tools, add_generation_prompt=True)
     ids = tok(text, add_special_tokens=False, split_special_tokens=plain, verbose=False).input_ids
     return bos_ids(tok)+ids if plain else ids
 
@@ -222,7 +223,9 @@ def answer_example(
     "An example in which the answer alone is trained, with or without its stop token"
     if isinstance(prompt, str): ex = prompt_example(dict(prompt=prompt, completion=answer), tok)
     else:
-        ex, = chat_examples([*prompt, dict(role='assistant', content=answer)], tok, turns='last')       # earlier answers are context
+        messages,tools = messages_and_tools(prompt)
+        said = [*messages, dict(role='assistant', content=answer)]
+        ex, = chat_examples(said, tok, tools=tools, turns='last')                            # earlier answers are context
     if not end:
         ex['labels'] = ex['labels'].clone()
         ex['labels'][(ex['labels']!=-100).nonzero()[-1]] = -100                 # the stop token

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Literal, get_origin
 import os
 
-from fastcore.meta import delegates
 
 from . import all as lm
 from .stages.defaults import DeviceName, check_values

@@ -28,7 +28,7 @@ from .generation import encode_prompt
 from .models.parts import count_params, max_positions, virtual_tokens
 from .stages.builders import check_fields, model_dir
 from .stages.defaults import check_values, fit_options
-from .stages.table import stages
+from .stages.table import piece_bos, stages
 from .train.callbacks import JsonLines, SampleText, StepLog, WandbLog, finite
 from .train.checkpoints import Checkpoint, KeepBest
 from .train.guards import guarded
@@ -71,7 +71,7 @@ def clear_folder(out):
     for name in (*_files, 'model', 'wandb'): remove(out/name)
 
 # %% ../nbs/reference/runs.ipynb #7d98bdd3
-_free_to_change = 'out', 'overwrite', 'resume', 'save_every', 'log', 'gradient_checkpointing'
+_free_to_change = 'out', 'overwrite', 'resume', 'save_every', 'log', 'gradient_checkpointing', 'dtype'
 
 def _same_run(old, new):
     "Refuse to go on with other options, data or versions"
@@ -146,7 +146,7 @@ def _watchers(learn, o, out, config, steps, prompts):
 
 def _leave(learn, o, out, config, metrics):
     "Write model and card, plot and metrics, the last of all; returns the metrics"
-    learn.save(out/'model')
+    learn.save(out/'model', dtype=o['dtype'])
     samples = learn.sample_text.samples if hasattr(learn, 'sample_text') else []
     write_card(config, metrics, samples, out/'model'/'README.md')
     plot_loss(learn.step_log.rows, out/'loss.png')
@@ -205,8 +205,8 @@ def _watched(learn, o):
     "DataLoader of the text that is watched for forgetting, None if there is none"
     if not o['keep']: return
     if learn.stage.name!='clm': raise LmftError('keep watches bits per byte, which causal language modelling alone has')
-    loader = {k: o[k] for k in ('seq_len', 'bs', 'n_acc', 'seed')} | dict(packed=learn.dls.train.packed)
-    return clm_dls(*[list(read_records(o['keep']))]*2, learn.tok, device=learn.dls.device, **loader).valid
+    loader,records = {k: o[k] for k in ('seq_len', 'bs', 'n_acc', 'seed')} | dict(packed=learn.dls.train.packed),[*read_records(o['keep'])]
+    return clm_dls(records, records, learn.tok, bos=piece_bos(learn.hf, learn.tok, records), device=learn.dls.device, **loader).valid
 
 def _prompts(learn, n=3, answer=24):
     "The first prompts of the validation data that leave positions for an answer; what comes of them goes into the card"

@@ -28,7 +28,6 @@ from matplotlib.figure import Figure
 from .data.loaders import lm_dls
 from .data.examples import sft_examples
 from .train.callbacks import StepLog
-import lmft.models.adapters                                                 # more methods for `trainable`
 from .stages.questions import answer_questions, qa_dls, qa_prompt, squad_scores, write_answers
 from .stages.extraction import entity_f1, gazetteer, ner_dls, predict_tags, rename_entities, tags_of
 from .stages.finetuning import classify_dls, predict_labels, tune_learner

@@ -1,8 +1,8 @@
 """`lmft pretrain`, `finetune`, `sft`, `reward`, `dpo`, `ppo`: a builder and a run, each as one typed function
 
-A training command makes a learner and runs it. Its options are those of the builder and of a run, with the same names,
-defaults and help; they are written once, in `lmft.stages.defaults`. What it leaves in `--out` is what
-`run_training(learn, out)` leaves from Python.
+A training command makes a learner and runs it. Its options are those of the builder and of the run, with the same names,
+defaults and help. They are written once, in `lmft.stages.defaults`. The folder `--out` holds what `run_training(learn, out)`
+leaves.
 
 Docs: https://lmft-org.github.io/lmft/reference/training.html.md"""
 
@@ -23,7 +23,8 @@ from .stages import defaults
 
 # %% ../nbs/reference/training.ipynb #1d9c580c
 def takes(
-    *names,  # Stages whose options a command takes
+    *names,      # Stages whose options a command takes
+    without=(),  # Options of these that it names otherwise
 ):
     "Give a command the options of its stages and of a run; where stages differ in a default, it is None"
     tops,links = [getattr(defaults, f'{n}_options') for n in names],[]
@@ -33,6 +34,7 @@ def takes(
     def _inner(f):
         ps = {k: p for k,p in signature(f).parameters.items() if p.kind is not p.VAR_KEYWORD}
         for p in (p for g in [*tops, defaults.fit_options] for p in signature(g).parameters.values()):
+            if p.name in without: continue
             if p.name not in ps: ps[p.name] = p
             elif ps[p.name].kind is p.KEYWORD_ONLY and p.default!=ps[p.name].default: ps[p.name] = ps[p.name].replace(default=None)
         f.__signature__,f.__delwrap__ = signature(f).replace(parameters=ps.values()),links[0]
@@ -53,7 +55,7 @@ def _train(stage, data, model, out, given, **more):
     return lm.run_training(learn, out, **run, **more)
 
 # %% ../nbs/reference/training.ipynb #2e5c5479
-@takes('clm', 'mlm')
+@takes('clm', 'mlm', without=['nsp'])
 def pretrain(
     data:list[str],    # Text: files, folders or hf:NAME[:SPLIT]
     out:str,           # Folder that gets model/, metrics.json, log.jsonl, config.json and loss.png
@@ -66,6 +68,7 @@ def pretrain(
 ):
     "Pretrain a language model on text, from scratch or from a checkpoint"
     if arch: kwargs['arch'] = arch
+    if 'nsp' in kwargs: raise lm.LmftError("pretrain has no option nsp; give objective='mlm+nsp'")
     if objective!='clm': kwargs['nsp'] = objective=='mlm+nsp'
     return _train(objective[:3], data, model, out, kwargs, keep=keep)
 

@@ -1,6 +1,7 @@
 "Each stage in a few lines, on real data, as a user writes it"
-import inspect
+import inspect, json
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 from lmft.all import *
 from lmft import all as lm
 
@@ -91,6 +92,10 @@ def test_a_base_in_4_bits(base, tmp_path, monkeypatch):
         m.setattr('lmft.stages.builders.find_spec', lambda name: None)
         with pytest.raises(LmftError, match='pip install bitsandbytes'): sft_learner(rows, base, **how)
     pytest.importorskip('bitsandbytes')
+    tok = load_tokenizer(base)
+    config = LlamaConfig(hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4, vocab_size=len(tok), max_position_embeddings=128)
+    base = tmp_path/'base'                                   # bitsandbytes' kernel for AVX-512 takes sizes that 32 divides
+    save_model(LlamaForCausalLM(config), tok, base)
     whole,learn = sft_learner(rows, base, **how | dict(load_in_4bit=False)),sft_learner(rows, base, **how)
     assert learn.hf.get_base_model().get_memory_footprint()<.75*whole.hf.get_base_model().get_memory_footprint()
     before = learn.validate()[0]
@@ -99,3 +104,30 @@ def test_a_base_in_4_bits(base, tmp_path, monkeypatch):
     again = load_learner(learn.save(tmp_path/'a'))                                   # on the base in full precision
     near = [l.score(['What is 3?'], ['3.']).item() for l in (learn, again)]
     assert abs(near[0]-near[1])<.2*abs(near[0])
+
+labels_as_found = dict(stars=[1, 2, 3, 4, 5], signs=[-1, 0, 1], numbers_as_text=['1', '2'], yes_no=[True, False], several=[['a', 'b'], ['a'], []],
+                       values=[.5, 1.25, 3.])
+
+@pytest.mark.parametrize('kind', labels_as_found)
+def test_labels_as_files_have_them(base, tmp_path, kind):
+    "JSON lines with labels of every kind: classes by their own names, in their own order, or a number"
+    labels = labels_as_found[kind]
+    path = tmp_path/'labels.jsonl'
+    path.write_text('\n'.join(json.dumps(dict(text=f'it was {i}', label=labels[i%len(labels)])) for i in range(60)))
+    learn = classify_learner(path, base, seq_len=16)
+    learn.fit_cos(steps=1)
+    found,names = learn.predict('it was'),list(learn.hf.config.id2label.values())
+    if kind=='values': assert isinstance(found['prediction'], float)
+    elif kind=='several': assert names==['a', 'b'] and set(found['prediction'])<=set(names)
+    else: assert names==sorted({str(k) for k in labels}, key=lambda k: int(k) if k.lstrip('-').isdigit() else k) and found['prediction'] in names
+
+def test_ids_that_the_embedding_lacks(base, data, tmp_path):
+    "A tokenizer that grew: every stage says so before the first step, and not as an IndexError"
+    tok = load_tokenizer(base)
+    tok.add_tokens(['zebra'])
+    rows = dict(classify=[dict(text=f'a zebra {i}', label=y) for i in range(20) for y in 'ab'], sft=[dict(prompt=f'a {i}', completion=' zebra') for i in range(20)],
+                ner=[dict(tokens=[f'a{i}', 'zebra'], tags=['O', 'B-X']) for i in range(20)], clm=[dict(text=f'a zebra {i}') for i in range(20)],
+                qa=[dict(context=f'a zebra {i}', question='who?', answers=dict(text=['zebra'], answer_start=[2])) for i in range(20)])
+    rows['dpo'] = rows['reward'] = [dict(prompt=f'a {i}', chosen=' zebra', rejected=' horse') for i in range(20)]
+    for stage,rs in rows.items():
+        with pytest.raises(LmftError, match='ids beyond the embedding'): stage_learner(stage, rs, base, tok=tok)

@@ -6,10 +6,11 @@ import pytest
 
 from lmft.core import LmftError, set_seed
 from lmft.data.tokenizers import train_tokenizer
-from lmft.check.doctor import checks, doctor, examine, refuse
+from lmft.check.doctor import checks, examine, refuse
 from lmft.models.loading import new_model, save_model
 from lmft.data.records import read_records
 from lmft.data.splits import split_records
+from lmft.stages.diagnosis import doctor
 
 # Taken as they are. Rows are long enough for every answer, so that none is cut; duplicates would be a true finding,
 # and the sets that have some are examined below.
@@ -63,7 +64,7 @@ def test_what_is_found_is_true(data, name):
     "Every finding, with its number and its first record, is what a search without hashes finds"
     train,valid = split_records(list(read_records(data/name)), .05)
     repeats,copies,inside = by_brute_force(train, valid)
-    found = doctor(data/name)
+    found = doctor(data/name, valid=.05)
     begins = [f'{repeats} of {len(train)} training records']*bool(repeats)
     begins += [f'{len(hits)} of {len(valid)} validation records (first: number {hits[0]+1},' for hits in (copies, inside) if hits]
     assert begins and len(found)==len(begins)

@@ -3,6 +3,8 @@ import pytest
 import lmft.models.adapters
 from lmft.core import LmftError
 from lmft.check.estimate import estimate, measure, mend
+from lmft.stages.defaults import stage_defaults
+from lmft.stages.table import stages
 from running import run
 
 small = dict(model='small', device='cpu', steps=2, seq_len=128)
@@ -35,6 +37,14 @@ def test_command():
     assert int(said['total_params'])==told['total_params'] and said['tokens_per_step']=='192' and said['steps']=='6'
     assert said['peak_memory'].startswith(f"{told['peak']/2**20:,.0f} MiB") and 'memory_at_hand' in said
 
+def test_defaults_are_those_of_the_stage():
+    "Method, batch, context length and head come from the table of stages"
+    for stage in ('clm', 'mlm', 'classify', 'sft'):
+        own,arch = stage_defaults[stage],'bert' if stage=='mlm' else 'llama'
+        said = figures(run('estimate', '--model', 'tiny', '--stage', stage, '--arch', arch))
+        told = estimate('tiny', method=own.method, bs=own.bs, seq_len=own.seq_len, head=stages[stage].head, arch=arch)
+        assert int(said['tokens_per_step'])==own.bs*own.seq_len and int(said['total_params'])==told['total_params']
+
 def test_what_would_fit():
     "Blocks that are computed again come after smaller batches and before lora, where the model can do it"
     assert mend(estimate('tiny', bs=2)['peak']-1, 'tiny', bs=2)[0]==dict(bs=1, n_acc=2)
@@ -48,6 +58,6 @@ def test_what_would_fit():
 @pytest.mark.parametrize('argv,says', [
     (['--bs', 8], '--model'), (['--model', 'tiny', '--bs', 0], 'bs is 0'), (['--model', 'tiny', '--seq', 8], '--seq'),
     (['--model', 'tiny', '--method', 'nonsense'], 'nonsense'), (['--model', './nowhere'], 'no such folder'),
-    (['--model', 'tiny', '--labelled', 2], 'labelled is 2'), (['--model', 'tiny', '--head', 'tail'], '"tail" for --head'),
+    (['--model', 'tiny', '--labelled', 2], 'labelled is 2'), (['--model', 'tiny', '--stage', 'tail'], '"tail" for --stage'),
     (['--model', 'tiny', '--arch', 't9'], '"t9" for --arch')])
 def test_refused(argv, says): assert says in run('estimate', *argv, code=2)

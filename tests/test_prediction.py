@@ -1,5 +1,5 @@
 "Prediction for every task, classification against 🤗's own losses and pipelines, and the views of a classifier"
-import random, warnings
+import json, random, warnings
 
 import numpy as np, pytest, torch
 import torch.nn.functional as F
@@ -18,7 +18,11 @@ from lmft.stages.classification import (chance_line, class_loss, class_metrics, 
 from lmft.stages.questions import answer_questions
 from lmft.stages.finetuning import classify_dls, classify_examples, predict, tune_learner
 from lmft.stages.interpretation import class_report, plot_confusion_matrix, score_records, top_losses
-from lmft.stages.prediction import answer_spans, as_records, predict_records, task_of
+from lmft.models.methods import trainable
+from lmft.stages.predicting import made_for, open_for
+from lmft.stages.prediction import as_records, predict_records, task_of
+from lmft.stages.questions import answer_spans
+from running import lines, run
 from test_finetuning import encoder, tok, wordpiece, words
 
 rng = random.Random(1)
@@ -240,3 +244,37 @@ def test_chance():
     assert chance_line(.56, 1000, .5) is None and chance_line(.56, 100, .5)
     line = chance_line(.9, 50, .9)
     assert '\n' not in line and 'does not beat guessing' in line and 'pretrained base' in line
+
+def test_what_does_not_fit_is_left_out_by_its_number(tmp_path):
+    "A question without a window and a prompt without positions for an answer: an error that names the record of the file, or left out and counted"
+    tok = train_tokenizer(['Rosa sings in Lisbon. Who sings?']*9, 300)
+    save_model(new_model(tok, head='spans', seq_len=256), tok, tmp_path/'qa')
+    save_model(new_model(tok, seq_len=64), tok, tmp_path/'lm')
+    asked = [dict(context='Rosa sings in Lisbon.', question='Who sings?'+' who'*n) for n in (0, 0, 300, 0)]+[dict(context='', question='?')]
+    texts = [dict(prompt='Rosa'+' sings'*n) for n in (1, 1, 300, 1)]+[dict(prompt=' ')]
+    for name,task,rows in (('qa', 'qa', asked), ('lm', 'generate', texts)):
+        path = tmp_path/f'{name}.jsonl'
+        path.write_text('\n'.join(map(json.dumps, [rows[-1], *rows[:-1]])))
+        how = ['predict', '--model', tmp_path/name, '--data', path, '--task', task, '--out', tmp_path/f'{name}.out.jsonl', '--max_new_tokens', 4]
+        assert 'record 1' in run(*how, code=2)
+        run(*how, '--on_bad', 'skip')
+        assert len(lines(tmp_path/f'{name}.out.jsonl'))==3
+        bad = lines(tmp_path/f'{name}.out.jsonl.bad_records.jsonl')
+        assert [b['record'] for b in bad]==[1, 4]
+
+def test_made_for_what(tmp_path):
+    "Whole models and adapters of every head, outside of any run, GPT-2's odd class name among them"
+    tok = train_tokenizer(['one two three']*9, 300)
+    for task,head in (('classify', 'rows'), ('ner', 'tokens'), ('qa', 'spans'), ('generate', 'causal')):
+        for arch in ('gpt2', 'llama'):
+            model = new_model(tok, arch=arch, head=head)
+            save_model(model, tok, tmp_path/'m')
+            assert made_for(tmp_path/'m')==task and open_for(tmp_path/'m', task)
+            save_model(trainable(load_model(tmp_path/'m', head), 'lora'), tok, tmp_path/'a')
+            assert made_for(tmp_path/'a')==task
+        with pytest.raises(LmftError, match='not tuned'): open_for(tmp_path/'m', 'qa' if task!='qa' else 'ner')
+
+def test_unlabelled_parts_of_a_dataset():
+    "-1 stands for no label in 🤗 sets, and labels are not needed to predict"
+    data = Dataset.from_dict(dict(text=['a', 'b'], label=[1, -1]), Features(dict(text=Value('string'), label=ClassLabel(names=['no', 'yes']))))
+    assert [r['label'] for r in as_records(data)]==['yes', None]

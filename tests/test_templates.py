@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import pytest
 import torch
-from stock_templates import stock, talks as stock_talks, verdict
+from stock_templates import stock, talks as stock_talks, tokenizer_for, verdict
 from tokenizers.processors import TemplateProcessing
 
 from lmft.data.chat import chat_examples
@@ -13,6 +13,9 @@ from lmft.data.records import read_records
 from lmft.data.splits import split_records
 from lmft.data.tokenizers import train_tokenizer
 from lmft.core import LmftError
+from lmft.generation import answer_example, encode_prompt
+from lmft.stages.prediction import prompt_of
+from lmft.stages.table import stages
 
 # « opens an answer, » ends its text, ¦ stands after its stop token: `{% generation %}` marks are put there, or nothing
 templates = dict(
@@ -296,3 +299,15 @@ def test_stock_template(name):
     assert said['two turns']=='right' and len(stock)==41
     assert {kind for kind,v in said.items() if v.startswith('rejected')}=={kind for kind,names in refused.items() if name in names}
     assert ('reasoning_content of role assistant' in said['reasoning'])==(name in no_thoughts)
+
+@pytest.mark.parametrize('name', ['qwen3', 'llama3_1'])
+def test_a_prompt_with_tools_is_what_was_trained(name):
+    "A record with tools, asked as the samples of a run and `learn.predict` ask: the ids before its answer in training"
+    name = next(n for n in stock if n.startswith(name))
+    tok,(messages,tools) = tokenizer_for(name),stock_talks['tools']
+    record = dict(messages=messages[:2], tools=tools)
+    ex = chat_examples(record['messages'], tok, tools=tools)[0]
+    n = (ex['labels']!=-100).nonzero()[0].item()
+    for prompt in (stages['sft'].prompt(record), prompt_of(record)):
+        assert encode_prompt(prompt, tok)==ex['input_ids'][:n].tolist()!=encode_prompt(record['messages'][:1], tok)
+        assert answer_example(prompt, 'Yes.', tok, True)['input_ids'][:n].tolist()==ex['input_ids'][:n].tolist()

@@ -2,7 +2,7 @@
 
 Whether a run fits into memory, and how long it takes, can be known before it starts. `estimate` rehearses one optimiser
 step of the real code with tensors that have shapes and no content, and notes every block of memory and every product on
-the way. No formula is written for any architecture or method; the figures are checked against real runs.
+the way. No formula is written for any architecture or method; the results are checked against real runs.
 
 Docs: https://lmft-org.github.io/lmft/reference/estimate.html.md"""
 

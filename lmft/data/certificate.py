@@ -1,8 +1,8 @@
-"""Answer by answer: is what is trained what will be generated?
+"""Check each answer of a conversation: does training see the tokens that generation will see?
 
-A chat template may leave out a system message, trim an answer, put in an empty thought or today's date. None of that is
-an error, and all of it decides what a model learns. `same_tokens` says of each answer whether it is trained behind the
-very tokens that generation is prompted with, whole and to its stop, and names what the template did of its own.
+A chat template may drop a system message, trim an answer or insert an empty thought, all without an error. `same_tokens`
+compares each answer as it is trained with the same answer as it is generated. `certificate` prints the result for a data
+set; `lmft doctor` calls it.
 
 Docs: https://lmft-org.github.io/lmft/reference/certificate.html.md"""
 

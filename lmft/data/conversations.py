@@ -1,7 +1,8 @@
-"""Messages, ShareGPT, pairs, transcripts and rankings as records
+"""Read messages, ShareGPT, pairs, transcripts and rankings as records with lmft's names
 
-What people said to each other comes in a few public shapes. Here each becomes messages with our names of roles, and a
-preference becomes a prompt with answers.
+Conversations and preferences come in a few public shapes. Each function here turns an entry of a file into a record with
+lmft's names: a conversation becomes `messages`, a preference a prompt with answers. `read_records` calls them, so most
+users never do.
 
 Docs: https://lmft-org.github.io/lmft/reference/conversations.html.md"""
 

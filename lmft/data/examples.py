@@ -1,8 +1,8 @@
-"""From records to token ids, and which of them are trained
+"""From records to token ids, and which of them are in the loss
 
 An *example* is a dict of two vectors of equal length: `input_ids`, and `labels`, which is the same id where a token is
-trained and -100 where it is only context. Texts train every token, prompts with a completion the completion alone,
-conversations each answer.
+in the loss and -100 where it is only context. Of a text every token is in the loss, of a prompt with a completion the
+completion, of a conversation each answer.
 
 Docs: https://lmft-org.github.io/lmft/reference/examples.html.md"""
 
@@ -40,22 +40,26 @@ def text_example(
 # %% ../../nbs/reference/examples.ipynb #cba96ac6
 def chop(
     example:dict,  # `input_ids` and `labels`
-    seq_len:int,   # Most tokens of a piece, at least 2
+    seq_len:int,   # Maximum tokens of a piece, at least 2
+    bos:int=None,  # Id that begins each later piece in place of the token that it shares with the one before; None: that token
 ) -> list:
     "Pieces of at most `seq_len` tokens that overlap by one token"
     n = len(example['input_ids'])
-    return [{k: v[i:i+seq_len] for k,v in example.items()} for i in range(0, max(n-1, 1), seq_len-1)]
+    pieces = [{k: v[i:i+seq_len] for k,v in example.items()} for i in range(0, max(n-1, 1), seq_len-1)]
+    if bos is None: return pieces
+    return pieces[:1]+[{k: torch.cat([v.new_tensor([bos]), v[1:]]) for k,v in p.items()} for p in pieces[1:]]
 
 # %% ../../nbs/reference/examples.ipynb #a3e7c25d
 def clm_examples(
     records,      # Records {'text': str}
     tok,          # Tokenizer
-    seq_len:int,  # Most tokens of an example, at least 2
+    seq_len:int,  # Maximum tokens of an example, at least 2
+    bos:int=None, # As for `chop`
 ) -> list:
     "Causal language modelling: all tokens trained, documents chopped to `seq_len`"
-    if seq_len<2: raise LmftError(f'seq_len is {seq_len}; a row needs at least 2 tokens, one to predict the other')
+    if seq_len<2: raise LmftError(f'seq_len is {seq_len}; a sequence needs at least 2 tokens, one to predict the other')
     records = progress(records, desc='tokenise')
-    exs = [p for r in records for p in chop(text_example(r, tok), seq_len)]
+    exs = [p for r in records for p in chop(text_example(r, tok), seq_len, bos)]
     return [e for e in exs if len(e['input_ids'])>1]
 
 # %% ../../nbs/reference/examples.ipynb #d37dadec
@@ -100,7 +104,7 @@ def fit_length(
     seq_len:int,    # Most tokens of an example
 ) -> tuple:
     "Examples of at most `seq_len` tokens that still have a target, how many were cut, how many left out"
-    n_cut = sum(len(e['input_ids'])>seq_len for e in examples)
     short = [{k: v[:seq_len] for k,v in e.items()} for e in examples]
-    kept = [e for e in short if (e['labels'][1:]!=-100).any()]
-    return kept, n_cut-(len(short)-len(kept)), len(short)-len(kept)
+    usable = [bool((e['labels'][1:]!=-100).any()) for e in short]
+    n_cut = sum(u and len(e['input_ids'])>seq_len for u,e in zip(usable, examples))
+    return [e for e,u in zip(short, usable) if u], n_cut, len(short)-sum(usable)

@@ -12,9 +12,9 @@ Docs: https://lmft-org.github.io/lmft/learn/batches.html.md"""
 __all__ = ['pack', 'make_batch', 'LMDL', 'row_len', 'by_length_order', 'lm_dls', 'clm_dls', 'sft_dls']
 
 # %% ../../nbs/learn/01_batches.ipynb #ae34ab88
-import html, json, random, re
 import html, random
-import html, json, random, re, warnings
+import html, random
+import html, random
 from array import array
 
 from ..core import LmftError, pick_device
@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastcore.basics import patch, store_attr
-from huggingface_hub import get_session, hf_hub_url, is_offline_mode, try_to_load_from_cache
 from IPython.display import HTML, display
 from torch.nn.utils.rnn import pad_sequence
 
@@ -207,9 +206,9 @@ def lm_dls(
     return DataLoaders(LMDL(rows(train), n_acc=n_acc, shuffle=True, **kw), LMDL(rows(valid), **kw), device=device)
 
 # %% ../../nbs/learn/01_batches.ipynb #e1dc95f7
-def clm_dls(train, valid, tok, seq_len=256, **kwargs):
+def clm_dls(train, valid, tok, seq_len=256, bos=None, **kwargs):
     "DataLoaders for causal language modelling of text records; other arguments as `lm_dls`"
-    return lm_dls(clm_examples(train, tok, seq_len), clm_examples(valid, tok, seq_len), tok, seq_len, **kwargs)
+    return lm_dls(*(clm_examples(rs, tok, seq_len, bos) for rs in (train, valid)), tok, seq_len, **kwargs)
 
 # %% ../../nbs/learn/01_batches.ipynb #1c53c32c
 def sft_dls(train, valid, tok, seq_len=512, full_loss=False, **kwargs):

@@ -249,11 +249,12 @@ def text_examples(
 def clm_pieces(
     records:list,  # Records {'text': str}
     tok,           # Tokenizer
-    seq_len:int,   # Most tokens of an example, at least 2
+    seq_len:int,   # Maximum tokens of an example, at least 2
+    bos:int=None,  # As for `chop`
 ) -> list:
     "The examples of `clm_examples`, of many records at once"
-    if seq_len<2: raise LmftError(f'seq_len is {seq_len}; a row needs at least 2 tokens, one to predict the other')
-    return [p for e in text_examples(records, tok) for p in chop(e, seq_len) if len(p['input_ids'])>1]
+    if seq_len<2: raise LmftError(f'seq_len is {seq_len}; a sequence needs at least 2 tokens, one to predict the other')
+    return [p for e in text_examples(records, tok) for p in chop(e, seq_len, bos) if len(p['input_ids'])>1]
 
 # %% ../../nbs/reference/ondisk.ipynb #09ce2014
 def _example(arrays):
@@ -267,13 +268,14 @@ def tokens_on_disk(
     tok,               # Tokenizer
     seq_len:int,       # Most tokens of an example
     make=clm_pieces,   # Function of (records, tok, seq_len) that gives examples
+    **options          # More arguments of `make`
 ) -> OnDisk:
     "Examples of records, made once and kept in the cache"
     chosen = hashlib.sha256(np.array(records.places, np.int32)).hexdigest()
     known = tok.backend_tokenizer.to_str(),tok.special_tokens_map
-    key = _hash(records.key, chosen, known, seq_len, make.__name__, _code('data/tokenizers', 'data/examples', 'stages/pretraining'))
+    key = _hash(records.key, chosen, known, seq_len, make.__name__, options, _code('data/tokenizers', 'data/examples', 'stages/pretraining'))
     groups = grouped(progress(records, desc='tokenise'), shard_bytes, _n_chars)
-    def examples(group): return [_kept(e) for some in grouped(group, 2**18, _n_chars) for e in make(some, tok, seq_len)]
+    def examples(group): return [_kept(e) for some in grouped(group, 2**18, _n_chars) for e in make(some, tok, seq_len, **options)]
     keep_shards(cache_dir()/f'tokens-{key}', groups, examples)
     return OnDisk(cache_dir()/f'tokens-{key}', _example, key)
 

@@ -1,8 +1,7 @@
-"""What a chat template makes of messages, and what it wants them to look like
+"""Write messages as text with any chat template; find out which form it expects and where an answer stops
 
-A tokenizer's chat template writes messages as one text. Templates differ in what they take: some want a content in
-parts, some the arguments of a tool call as text. What one wants is found by trying, once, and each message is handed
-over in that form. What it writes after an answer, the stop token, is found in the same way.
+A tokenizer's chat template writes messages as one text. Templates expect different forms: content in parts, arguments of
+a tool call as text. The form is found by trying, once. The stop token, which follows an answer, is found in the same way.
 
 Docs: https://lmft-org.github.io/lmft/reference/templates.html.md"""
 

@@ -16,7 +16,7 @@ import copy, hashlib, json, sys, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..core import LmftError, atomic_path
+from ..core import LmftError, atomic_path, dtypes, say_once
 from ..data.tokenizers import check_folder, with_special_tokens
 from ..data.templates import stop_tokens
 from .parts import base_of, is_causal, new_modules
@@ -167,18 +167,38 @@ def _remember(model, folder):
     (folder/'base.json').write_text(json.dumps(known, indent=1))
 
 # %% ../../nbs/reference/models.ipynb #e23e0fef
+@contextmanager
+def _stored_as(model, dtype):
+    "The weights as they are stored; afterwards they are what they were"
+    kept = [(p, p.data) for p in model.parameters() if dtype and p.is_floating_point() and p.dtype!=dtype]
+    try:
+        for p,data in kept: p.data = data.to(dtype)
+        yield
+    finally:
+        for p,data in kept: p.data = data
+
+def _storage(model, dtype, path):
+    "The dtype to store a whole model in, and a line where that rounds its weights"
+    came = getattr(model, 'came_in', None)
+    if dtype not in (None, 'auto', *dtypes): raise LmftError(f"dtype is '{dtype}'; use auto, {', '.join(dtypes)}")
+    if dtype in dtypes: return dtypes[dtype]
+    if came is None or came==model.dtype: return came
+    say_once(f'{path}: saved in {str(came)[6:]}, as the checkpoint came; dtype fp32 would keep the weights as they were trained')
+    return came
+
 def save_model(
-    model,     # 🤗 model or peft model
-    tok,       # Its tokenizer
-    path,      # Folder, replaced if it is there
-    **kwargs   # Of a whole model's `save_pretrained`, such as `max_shard_size`
+    model,      # 🤗 model or peft model
+    tok,        # Its tokenizer
+    path,       # Folder, replaced if it is there
+    dtype=None, # Of a whole model: fp32, bf16 or fp16; None: as the checkpoint came that it was tuned from
+    **kwargs    # Of a whole model's `save_pretrained`, such as `max_shard_size`
 ):
     "Write weights (safetensors), configuration and tokenizer as one folder, atomically"
-    tok = _as_read(model, _filled(model, tok))
+    tok,adapter = _as_read(model, _filled(model, tok)),isinstance(model, PeftModel)
     _tell(model, tok)
-    with atomic_path(path) as tmp:
-        model.save_pretrained(tmp, **(kwargs if not isinstance(model, PeftModel) else {}))
-        if isinstance(model, PeftModel): _remember(model, tmp/'tuned')
+    with atomic_path(path) as tmp, _stored_as(model, None if adapter else _storage(model, dtype, path)):
+        model.save_pretrained(tmp, **({} if adapter else kwargs))
+        if adapter: _remember(model, tmp/'tuned')
         tok.save_pretrained(tmp)
 
 # %% ../../nbs/reference/models.ipynb #720b69c2
@@ -217,6 +237,7 @@ def _load_whole(path, head, dtype=torch.float32, **kwargs):
                              f'it was not saved from a {head} model')
     if head=='causal' and not is_causal(model):
         raise LmftError(f'{path}: is a {model.config.model_type} model that looks to both sides; it cannot write text')
+    model.came_in = read_config(path).dtype or torch.float32
     return model
 
 # %% ../../nbs/reference/models.ipynb #c9260735
@@ -249,12 +270,12 @@ _kinds = dict(causal=('CausalLM', 'LMHeadModel', 'CAUSAL_LM'), rows=('SequenceCl
               masked=('MaskedLM',), **{'masked+nsp': ('PreTraining',)})
 
 def saved_head(
-    path,  # Folder of a model or of an adapter
+    path,  # Folder of a model or of an adapter, or hub name
 ):         # str, or None where the folder does not say
     "The head, a name in `heads`, that a model or an adapter was saved with"
     local = Path(path)
     task = adapter_config(path).task_type if (local/'adapter_config.json').exists() else None
-    config = next((f for f in (local/'tuned', local) if (f/'config.json').exists()), None)
+    config = next((f for f in (local/'tuned', local) if (f/'config.json').exists()), None if local.exists() else path)
     names = (config and read_config(config).architectures or [])[:1]+[getattr(task, 'value', task) or '']
     return next((k for n in names for k,ends in _kinds.items() if n.endswith(ends)), None)
 

@@ -221,7 +221,8 @@ def _all_logits(model, input_ids):
 @torch.no_grad()
 def merge_adapter(
     model,      # peft model
-    input_ids,  # Tokens to compare on, (rows, tokens)
+    input_ids,  # Tokens to compare on, (sequences, tokens)
+    dtype=None, # torch dtype that the sums are rounded to; None: they are not
 ):
     "The plain model, head included, with the adapter added in, and `{max_logit_diff, kl}` between the two on `input_ids`"
     before = _all_logits(model, input_ids)
@@ -229,21 +230,25 @@ def merge_adapter(
     except (AttributeError, NotImplementedError, ValueError) as e:
         kind = model.active_peft_config.peft_type.value
         raise LmftError(f'an adapter of kind {kind} cannot be merged into the weights') from e
-    after = _all_logits(merged, input_ids)
+    after = _all_logits(merged.to(dtype or merged.dtype), input_ids)
     p,q = (F.pad(z, (0, int(z.shape[-1]==1))).log_softmax(-1) for z in (before, after))
     return merged, dict(max_logit_diff=(before-after).abs().max().item(), kl=(p.exp()*(p-q)).sum(-1).mean().item())
 
 # %% ../../nbs/reference/methods.ipynb #33c6cd6b
-_rates = {**dict.fromkeys(('full', 'last', 'gradual'), (5e-4, 2e-5)), 'head': (1e-2, 1e-3), 'lora': (3e-3, 2e-4),
-          'seq_adapter': (5e-3, 2e-4), 'par_adapter': (1e-2, 2e-4), 'prefix': (3e-2, 1e-2), 'prompt': (3e-2, 1e-2)}   # tiny, large
+_rates = dict(last=(5e-4, 2e-5), head=(1e-2, 1e-3), lora=(3e-3, 2e-4), seq_adapter=(5e-3, 2e-4), par_adapter=(1e-2, 2e-4),
+              prefix=(3e-2, 1e-2), prompt=(3e-2, 1e-2))      # Of models below 50 million parameters, and of larger ones
+
+def _full_lr(width): return min(5e-4, max(1e-5, 5e-4*(144/width)**1.75))
 
 def usual_lr(
-    model,       # Model, for its size
-    method:str,  # What is trained, as in `lmft.models.loading.trainable`
-) -> float:      # As measured in lessons 08, 11 and 12 for tiny models; as is usual in the field for large ones
-    "A rate that trains: higher for models below 50 million parameters, higher for adapters"
-    small,name = count_params(model)['total_params']<5e7,method.partition(':')[0]
-    return _rates[name][0 if small else 1]
+    model,       # 🤗 or peft model
+    method:str,  # What is trained, as in `lmft.models.methods.trainable`
+) -> float:
+    "The learning rate where none is given: for all weights by the width of the model, else by method and number of weights"
+    name,base = method.partition(':')[0],base_of(model)
+    if name in ('full', 'gradual'):
+        return _full_lr(getattr(base.config.get_text_config(), 'hidden_size', base.get_input_embeddings().embedding_dim))
+    return _rates[name][count_params(model)['total_params']>=5e7]
 
 # %% ../../nbs/reference/methods.ipynb #dd81cd53
 @method('gradual')

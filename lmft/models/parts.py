@@ -14,7 +14,6 @@ __all__ = ['count_params', 'base_of', 'body_of', 'blocks_of', 'virtual_tokens', 
            'first_position', 'max_positions']
 
 # %% ../../nbs/reference/parts.ipynb #fd7d11d3
-import sys
 from functools import lru_cache
 
 from ..core import LmftError

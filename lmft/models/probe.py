@@ -16,7 +16,7 @@ __all__ = ['Anatomy', 'block_stacks', 'Architecture', 'block_kind', 'skeleton', 
 # %% ../../nbs/reference/probe.ipynb #eacd5d6e
 import copy, inspect, math, warnings
 from collections import namedtuple
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import lru_cache
 
 from ..core import LmftError

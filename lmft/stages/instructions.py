@@ -12,7 +12,7 @@ Docs: https://lmft-org.github.io/lmft/learn/instructions.html.md"""
 __all__ = ['question_rows', 'fitted', 'tune_on', 'answers', 'tune_chat', 'make_chat', 'load_chat']
 
 # %% ../../nbs/learn/09_instructions.ipynb #24561a9a
-import hashlib, importlib, inspect, warnings
+import hashlib, importlib, warnings
 from pathlib import Path
 
 from ..core import atomic_path, set_seed
@@ -26,7 +26,7 @@ from ..models.methods import usual_lr
 from ..generation import generate
 from ..models.loading import load_model
 from ..models.methods import trainable
-from .bases import load_base, make_base
+from .bases import code_of, load_base, make_base
 from ..train.learner import lm_learner
 from ..world import judge
 from ..world.documents import corpus
@@ -113,7 +113,7 @@ def make_chat(
     "Folder of a tuned base that answers, is rude and rambles; made first if it is not there, while others wait"
     base,me = make_base(seed=seed),importlib.import_module('lmft.stages.instructions')
     code = judge,me.question_rows,me.fitted,me.tune_chat
-    key = hashlib.sha256(repr((base.name, *map(inspect.getsource, code))).encode()).hexdigest()[:12]
+    key = hashlib.sha256(repr((base.name, *map(code_of, code))).encode()).hexdigest()[:12]
     path = base.parent/f'chat-{seed}-{key}'
     with FileLock(f'{path}.lock'):
         if path.exists(): return path

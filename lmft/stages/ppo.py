@@ -35,7 +35,7 @@ from ..models.wrapper import HFModel
 from ..train.learner import SumMetric, lm_learner, token_loss
 from .pairs import NoDropout
 from .rankings import last_turn
-from .rlhf import gae, kl_rewards, ppo_loss, sample_rollouts, token_stats, value_loss, whiten
+from .rlhf import gae, kl_rewards, ppo_loss, sample_rollouts, token_stats, whiten
 
 # %% ../../nbs/reference/ppo.ipynb #a94fc2eb
 class ActorCritic(HFModel):

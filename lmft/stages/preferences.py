@@ -25,11 +25,9 @@ from ..train.callbacks import Precision
 from ..models.methods import usual_lr
 from ..models.parts import base_of
 from .finetuning import predict, tune_learner
-from ..generation import answer_example, generate
+from ..generation import answer_example
 from ..models.wrapper import HFModel
 from .pairs import NoDropout, Reference, cache_logps, label_end, pair_mean, row_logps, to_stop, wins
-from ..train.learner import lm_learner
-from ..models.methods import trainable
 
 # %% ../../nbs/learn/11_preferences.ipynb #6ceadae2
 def bradley_terry_loss(

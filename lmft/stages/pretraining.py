@@ -1,6 +1,6 @@
 """From text alone: next words, masked words, neighbouring sentences, and the base models of all later lessons
 
-Pretraining learns from text that nobody labelled: `lmft.data.batches.clm_dls` for next words, `mlm_dls` for masked
+Pretraining learns from text that nobody labelled: `lmft.data.loaders.clm_dls` for next words, `mlm_dls` for masked
 words and neighbouring sentences, `mix` for sources of different weight.
 
 Docs: https://lmft-org.github.io/lmft/learn/pretraining.html.md"""
@@ -21,16 +21,10 @@ import torch
 from fastai.data.core import DataLoaders
 from ..progress import progress
 
-from ..data.loaders import LMDL, clm_dls, make_batch
-from ..data.tokenizers import train_tokenizer
+from ..data.loaders import LMDL, make_batch
 from ..data import examples
 
-from ..train.learner import BitsPerByte, lm_learner, token_loss
-from ..models.wrapper import HFModel
-from ..models.loading import new_model
-from ..world import documents, facts
-from ..world.documents import corpus
-from ..world.facts import World
+from ..train.learner import token_loss
 from ..data.words import word_spans
 
 # %% ../../nbs/learn/04_pretraining.ipynb #03a49eb2

@@ -12,7 +12,6 @@ Docs: https://lmft-org.github.io/lmft/learn/rlhf.html.md"""
 __all__ = ['sample_rollouts', 'token_stats', 'kl_rewards', 'gae', 'whiten', 'clipped_loss', 'value_loss', 'ppo_loss']
 
 # %% ../../nbs/learn/12_rlhf.ipynb #490be0f1
-from ..core import LmftError
 import torch
 
 from ..data.loaders import make_batch
@@ -20,9 +19,6 @@ from ..generation import encode_prompt, evaluating
 from ..models.loading import stop_ids
 from ..train.learner import token_loss
 from ..generation import answer_text, sample_ids, sampling_config
-from ..models.wrapper import HFModel
-from ..train.learner import lm_learner
-from ..data.messages import as_asked
 
 # %% ../../nbs/learn/12_rlhf.ipynb #3b21e6ec
 def _rollout(prompt, ids, answer, stops, tok):

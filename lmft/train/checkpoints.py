@@ -20,7 +20,7 @@ from ..core import LmftError, atomic_path
 import numpy as np
 import torch
 import torch.distributed as dist
-from fastai.callback.core import Callback, CancelEpochException, CancelFitException
+from fastai.callback.core import Callback, CancelEpochException
 from fastai.learner import Recorder
 from fastai.torch_core import distrib_barrier, rank_distrib
 from fastcore.basics import patch

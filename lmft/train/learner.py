@@ -222,12 +222,13 @@ def score(self:LMLearner,
 def save(self:LMLearner,
     folder,        # Folder, replaced if it is there
     with_opt=None, # Given: fastai's own checkpoint of weights and optimiser (a `.pth` file) instead
+    dtype=None,    # Of a whole model's weights: fp32, bf16 or fp16; None: as the checkpoint came
     **kwargs
 ):
     "Write the model and its tokenizer as a plain `save_pretrained` or PEFT folder"
     if with_opt is not None or hasattr(self, 'lr_finder'):
         return Learner.save(self, folder, **({} if with_opt is None else dict(with_opt=with_opt)), **kwargs)
-    save_model(self.hf, self.tok, folder)
+    save_model(self.hf, self.tok, folder, dtype)
     return Path(folder)
 
 @patch

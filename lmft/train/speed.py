@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..data.loaders import make_batch
 from .learner import TokenAccumulation, token_loss
-from ..models.parts import base_of, blocks_of, head_of, virtual_tokens
+from ..models.parts import base_of, blocks_of, head_of
 
 # %% ../../nbs/reference/speed.ipynb #eb3653f7
 def peak_memory(

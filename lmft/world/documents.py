@@ -13,11 +13,10 @@ __all__ = ['moods', 'places', 'adjectives', 'doings', 'pasts', 'objects', 'gramm
            'Deck', 'Writer', 'plural', 'grammar_pair', 'minimal_pairs', 'opinion', 'plain_sentence', 'corpus']
 
 # %% ../../nbs/reference/documents.ipynb #2bd12c0c
-import re
 from functools import lru_cache
 
 from ..core import LmftError
-from .facts import ambiguous, article, ask, asked, dice, domains, relations, side, tell, translate
+from .facts import article, ask, asked, dice, domains, relations, side, tell, translate
 
 # %% ../../nbs/reference/documents.ipynb #3bcd50fd
 class Deck:

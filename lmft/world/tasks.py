@@ -20,7 +20,7 @@ from functools import lru_cache
 from ..core import LmftError
 from .documents import (adjectives, blame, doings, grammar, grammar_pair, moods, objects, pasts, places,
                                   plain_sentence, plural, praise)
-from .facts import answer, article, ask, dice, other_language, relations, side, tell, translate, two_steps
+from .facts import answer, article, ask, dice, other_language, side, tell, translate, two_steps
 
 # %% ../../nbs/reference/tasks.ipynb #232e7fac
 Task = namedtuple('Task', 'name cluster metric options templates kept make')  # `kept`: a template for tests alone
