@@ -27,6 +27,7 @@ from fastai.callback.schedule import ParamScheduler
 from fastai.callback.training import GradientClip
 from fastai.learner import Learner, Metric, Recorder
 from fastcore.basics import IN_NOTEBOOK, noop, patch
+from IPython import get_ipython
 from fastcore.foundation import L
 from torch import nn
 
@@ -253,6 +254,16 @@ class ClipNorm(GradientClip):
         self.learn.grad_norm = nn.utils.clip_grad_norm_(self.parameters(), self.max_norm, self.norm_type)
 
 # %% ../../nbs/learn/02_learner.ipynb #12a6db50
+class _TextTable(Callback):
+    "The table of a fit as text, where a notebook is run without a browser"
+    order = ProgressCallback.order
+    def before_fit(self):
+        self.old,loud = self.learn.logger,self.learn.trains and self.learn.logger is not noop     # else: a validation, a search
+        self.learn.logger = self._row if loud else noop
+        if loud: self._row(self.recorder.metric_names)
+    def _row(self, row): print('  '.join(f'{v:>12.4f}' if isinstance(v, float) else f'{v!s:>12}' for v in row))
+    def after_fit(self): self.learn.logger = self.old
+
 def lm_learner(
     dls,                 # DataLoaders of `({inputs}, targets)`
     model,               # 🤗 or peft model, or an `HFModel` of it
@@ -276,9 +287,10 @@ def lm_learner(
     learn = LMLearner(dls, model, loss_func=TermLoss(loss_func), metrics=[*L(metrics)], lr=lr, wd=wd, wd_bn_bias=True,
                       train_bn=False, cbs=[TokenAccumulation(), ClipNorm(clip), *L(cbs)], **kwargs)
     learn.recorder.loss,learn.tok = ExactLoss(),getattr(dls.train, 'tok', None)
-    if not (IN_NOTEBOOK or sys.stderr.isatty()):                                             # quiet in a pipe
+    if not (IN_NOTEBOOK or sys.stderr.isatty()):                                             # in a pipe: no bars, no table
         learn.remove_cbs(ProgressCallback)
-        learn.logger = noop
+        if get_ipython(): learn.add_cb(_TextTable())
+        else: learn.logger = noop
     return learn
 
 # %% ../../nbs/learn/02_learner.ipynb #e396a6d4
