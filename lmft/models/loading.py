@@ -227,7 +227,7 @@ def _load_whole(path, head, dtype=torch.float32, **kwargs):
     missing = sorted(info['missing_keys'])
     def is_new(n):
         inner = n.startswith(model.base_model_prefix+'.') and 'pooler' not in n
-        return not inner and (head in ('tokens', 'rows', 'spans') or head=='masked+nsp' and 'predictions' not in n)
+        return not inner and head in ('tokens', 'rows', 'spans', 'masked', 'masked+nsp')
     lost = [n for n in missing if not is_new(n)]
     if lost and head=='spans':                                # 🤗 names the body otherwise in some models for spans
         body,info = _from_pretrained(path, 'body', dtype, **kwargs)
@@ -235,6 +235,8 @@ def _load_whole(path, head, dtype=torch.float32, **kwargs):
         setattr(model, model.base_model_prefix, body)
     if lost: raise LmftError(f'{path}: this checkpoint has no weights for {lost[0]} and {len(lost)-1} more; '
                              f'it was not saved from a {head} model')
+    if head.startswith('masked') and any('pooler' not in n and 'seq_relationship' not in n for n in missing):
+        say_once(f'{path}: has no head for masked words; a new one is trained')
     if head=='causal' and not is_causal(model):
         raise LmftError(f'{path}: is a {model.config.model_type} model that looks to both sides; it cannot write text')
     model.came_in = read_config(path).dtype or torch.float32
