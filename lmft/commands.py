@@ -303,6 +303,10 @@ def print_findings(
     method:str=None,        # full, head, last:N, gradual, lora[:R], prefix[:N], … (default: by stage)
     seq_len:int=None,       # maximum tokens of a sequence (default: by stage)
     lr:float=None,          # highest learning rate (default: by stage, method and size of the model)
+    packed:bool=None,       # do several documents share a sequence? (default: by stage and model)
+    full_loss:bool=False,   # instructions: train the prompts as well
+    turns:Literal['all', 'last']=None,  # conversations: answers that are trained (default: all)
+    chat_template:str=None, # for a tokenizer without one: chatml, alpaca, plain, or a file
     precision:PrecisionName='auto',  # precision of the matrix products
     device:DeviceName='auto',   # where it would run
     seed:int=0,             # decides the split
@@ -310,7 +314,7 @@ def print_findings(
 ) -> list:                  # The findings
     "Say what would train wrongly, without training"
     o = checked(print_findings, locals(), 'doctor')
-    shown,o = [],{k: v for k,v in o.items() if v is not None and k!='command'}
+    shown,o = [],{k: v for k,v in o.items() if v not in (None, False) and k!='command' or k=='packed' and v is False}
     found = lm.doctor(**o, shown=shown)
     for line in [*shown, *found]: print(line)
     return found
@@ -334,10 +338,12 @@ def print_estimate(
 ) -> dict:                  # Parameters, bytes and seconds
     "Say what a run would take: parameters, peak memory and time, without training"
     o = checked(print_estimate, locals(), 'estimate')
-    stage,own = o.pop('stage'),lm.stage_defaults[stage or 'clm']
+    o['model'] = lm.model_dir(o['model'])
+    masked = arch=='bert' if model in lm.sizes else (lm.saved_head(o['model']) or '').startswith('masked')
+    stage,own = o.pop('stage'),lm.stage_defaults[stage or ('mlm' if masked else 'clm')]
     o |= {k: o[k] or getattr(own, k) for k in ('method', 'bs', 'seq_len')} | dict(head=stage and lm.stages[stage].head)
     steps = max_steps or tokens and -(-tokens//(o['bs']*n_acc*o['seq_len']))
-    asked = {k: v for k,v in o.items() if k not in ('command', 'max_steps', 'tokens')} | dict(model=lm.model_dir(o['model']))
+    asked = {k: v for k,v in o.items() if k not in ('command', 'max_steps', 'tokens')}
     found = lm.estimate(**asked, steps=steps)
     for line in lm.report(found, lm.memory_at_hand(device), **asked): print(line)
     return found

@@ -149,7 +149,7 @@ def _encoded(prompts, model, tok):
 def generate(
     model,                   # Causal 🤗 or peft model
     tok,                     # Its tokenizer
-    prompts:list,            # Strings to go on with, or lists of messages to answer
+    prompts:list,            # Strings to continue, lists of messages to answer, or dicts of `messages` and `tools`
     max_new_tokens:int=64,   # Maximum tokens of an answer
     bs:int=32,               # Prompts at a time
     **kwargs                 # Arguments of `sampling_config`: `temperature`, `top_p`, `from_checkpoint`
@@ -192,7 +192,7 @@ class TokenStream(BaseStreamer):
 def stream(
     model,                  # Causal 🤗 or peft model
     tok,                    # Its tokenizer
-    prompt,                 # str to go on with, or list of messages to answer
+    prompt,                 # str to continue, list of messages to answer, or dict of `messages` and `tools`
     max_new_tokens:int=256, # Maximum tokens of the answer
     **kwargs                # Arguments of `sampling_config`: `temperature`, `top_p`, `from_checkpoint`
 ):
@@ -215,7 +215,7 @@ def stream(
 
 # %% ../nbs/learn/03_generation.ipynb #507be23f
 def answer_example(
-    prompt,      # str, or list of messages
+    prompt,      # str, list of messages, or dict of `messages` and `tools`
     answer:str,  # What follows it
     tok,         # Tokenizer
     end:bool,    # The stop token is trained too
@@ -235,7 +235,7 @@ def answer_example(
 def token_logps(
     model,              # Causal 🤗 or peft model
     tok,                # Its tokenizer
-    prompts:list,       # Strings, or lists of messages
+    prompts:list,       # Strings, lists of messages, or dicts of `messages` and `tools`
     answers:list,       # An answer (str) to each
     end:bool=True,      # Count the stop token as part of the answer
     bs:int=16,          # Pairs at a time

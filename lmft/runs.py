@@ -71,7 +71,7 @@ def clear_folder(out):
     for name in (*_files, 'model', 'wandb'): remove(out/name)
 
 # %% ../nbs/reference/runs.ipynb #7d98bdd3
-_free_to_change = 'out', 'overwrite', 'resume', 'save_every', 'log', 'gradient_checkpointing', 'dtype'
+_free_to_change = 'out', 'overwrite', 'resume', 'save_every', 'log', 'gradient_checkpointing'
 
 def _same_run(old, new):
     "Refuse to go on with other options, data or versions"
@@ -252,6 +252,7 @@ def run_training(
     check_values('a run', ps, kwargs)
     o = learn.options | {k: p.default for k,p in ps.items()} | kwargs
     o |= stage_call(learn.stage.name, o) | dict(out=str(out), keep=[str(k) for k in L(keep)])
+    o.pop('nsp', None)                                                                       # the objective says it
     out,keep_dl,rounds = free_folder(o),_watched(learn, o),learn.stage.name=='ppo'
     if o['gradient_checkpointing']: checkpoint_blocks(learn.hf)
     if o['compile']: compile_blocks(learn.hf)
@@ -286,7 +287,7 @@ def write_card(
     "The model card of a run"
     def table(d): return '\n'.join(['| | |', '|---|---|', *(f'| {k} | {v} |' for k,v in d.items())])
     base,adapter = config['model'],(path.parent/'adapter_config.json').exists()
-    on_hub = base not in ('tiny', 'small') and not Path(base).exists()
+    on_hub = base not in ('tiny', 'small') and not base.startswith('pkg:') and not Path(base).exists()
     data = ModelCardData(library_name='peft' if adapter else 'transformers', tags=['lmft', config['command']],
                          base_model=base if on_hub else None)
     options = {k: v for k,v in config.items() if v not in (None, [], False) and k not in ('versions', 'out')}

@@ -1,6 +1,8 @@
 "Each stage in a few lines, on real data, as a user writes it"
 import inspect, json
 import pytest
+from fastai.data.core import DataLoaders
+from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM
 from lmft.all import *
 from lmft import all as lm
@@ -131,3 +133,46 @@ def test_ids_that_the_embedding_lacks(base, data, tmp_path):
     rows['dpo'] = rows['reward'] = [dict(prompt=f'a {i}', chosen=' zebra', rejected=' horse') for i in range(20)]
     for stage,rs in rows.items():
         with pytest.raises(LmftError, match='ids beyond the embedding'): stage_learner(stage, rs, base, tok=tok)
+
+def test_numbers_with_and_without_a_point(base):
+    "In memory, whole numbers among values to predict are values"
+    learn = classify_learner([dict(text=f'it was {i}', label=[1, 2.5, 3, 4.5][i%4]) for i in range(40)], base, seq_len=16)
+    assert isinstance(learn.predict('it was')['prediction'], float)
+
+def test_a_field_that_a_stage_does_not_use(base):
+    "Pairs and instructions that carry a label of some other use are trained without it"
+    pairs = [dict(prompt=f'a {i}', chosen=' yes', rejected=' no', label='x') for i in range(20)]
+    for stage in ('dpo', 'reward'): assert stage_learner(stage, pairs, base)
+
+def bos_tokenizer(tok):
+    tok.add_special_tokens(dict(bos_token='<s>'))
+    tok.backend_tokenizer.post_processor = TemplateProcessing(single='<s> $A', special_tokens=[('<s>', tok.bos_token_id)])
+    return tok
+
+def test_a_begin_token_where_positions_or_embeddings_end(tmp_path):
+    "Long texts, few positions, a tokenizer that grew: a learner, or the one clear line"
+    text = [dict(text='one two three four five '*80)]*6
+    tok = bos_tokenizer(train_tokenizer(['one two three four five']*9, 300))
+    for n in (24, 64, 128): assert clm_learner([dict(r, text=f"{i} {r['text']}") for i,r in enumerate(text)], new_model(tok, arch='gpt2', seq_len=n), tok=tok)
+    model = new_model(tok)
+    tok.add_tokens(['five'])
+    with pytest.raises(LmftError, match='ids beyond'): clm_learner([dict(r, text=f"{i} {r['text']}") for i,r in enumerate(text)], model, tok=tok)
+
+def test_every_piece_of_a_book_begins_with_the_begin_token(tmp_path, monkeypatch):
+    "A text file that is read in pieces, trained from a model that needs the token: in memory and on disk, and each token is a target once"
+    tok = bos_tokenizer(train_tokenizer(['one two three four five']*9, 300))
+    (tmp_path/'book.txt').write_text('one two three four five. '*4000)
+    monkeypatch.setattr('lmft.stages.table.piece_bos', lambda model, tok, records: tok.bos_token_id)
+    learn = clm_learner(tmp_path/'book.txt', new_model(tok), tok=tok, seq_len=128, packed=False)
+    rows = [e for dl in learn.dls.loaders for row in dl.dataset for e in row]
+    assert all(e['input_ids'][0]==tok.bos_token_id for e in rows)
+    whole = tok('one two three four five. '*4000, add_special_tokens=False).input_ids
+    assert abs(sum(len(e['input_ids'])-1 for e in rows)-len(whole))<=4*len(read_data(tmp_path/'book.txt', stage_of('clm'))[0])
+
+def test_loaders_of_other_making(base):
+    "DataLoaders whose data is no list of examples are taken as they are"
+    tok,rows = load_tokenizer(base),['one two', 'three four']*8
+    class Own(LMDL):
+        def _collate(self, rs): return make_batch([clm_examples([dict(text=t)], self.tok, 32) for t in rs], self.tok.pad_token_id, packed=False)
+    dls = DataLoaders(Own(rows, tok=tok, bs=4, packed=False, shuffle=True), Own(rows, tok=tok, bs=4, packed=False), device='cpu')
+    clm_learner(dls, base).fit_cos(steps=2)

@@ -3,7 +3,7 @@ import io, json, random
 from contextlib import redirect_stderr
 
 import pytest, torch
-from peft import AutoPeftModelForSequenceClassification
+from peft import AutoPeftModelForSequenceClassification, LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer,
                           GenerationConfig, PreTrainedTokenizerFast, pipeline)
@@ -14,10 +14,10 @@ from lmft.core import LmftError, set_seed
 from lmft.data.tokenizers import load_tokenizer, train_tokenizer
 from lmft.generation import chat, encode_prompt, generate, stream
 from lmft.models.loading import stop_ids
-from lmft.models.loading import load_model, new_model, save_model, saved_head
+from lmft.models.loading import load_model, new_model, save_model, saved_head, stored_dtype
 from lmft.models.methods import merge_adapter, trainable
 from lmft.models.wrapper import HFModel
-from lmft.stages.builders import sft_learner
+from lmft.stages.builders import load_learner, sft_learner
 from lmft.stages.extraction import predict_tags
 from lmft.stages.finetuning import classify_examples, predict
 from lmft.stages.classification import label_config
@@ -253,3 +253,61 @@ def test_named_template_last_turn_and_trl(tmp_path):
     trainer = SFTTrainer(str(tmp_path/'last/model'), SFTConfig(str(tmp_path/'trl'), max_steps=1, use_cpu=True, bf16=False, report_to='none', disable_tqdm=True),
                          train_dataset=Dataset.from_list([json.loads(l) for l in data.read_text().splitlines()]), processing_class=saved)
     assert trainer.train().training_loss<8
+
+def half_base(folder, arch='llama', head=None, **kwargs):
+    "A model in bfloat16 on disk, and its tokenizer"
+    tok = train_tokenizer(['one two three four five']*9, 300)
+    set_seed(0)
+    save_model(new_model(tok, arch=arch, head=head, **kwargs).to(torch.bfloat16), tok, folder)
+    return folder, tok
+
+asks = [dict(prompt=f'one {i}', completion=' two') for i in range(16)]
+
+@pytest.mark.parametrize('method', ['full', 'last:1', 'lora', 'seq_adapter', 'par_adapter', 'prefix', 'prompt'])
+def test_a_checkpoint_in_bfloat16(tmp_path, method):
+    "Trained in float32, saved as it came or as an adapter, opened in bfloat16, and it writes"
+    base,_ = half_base(tmp_path/'base')
+    learn = sft_learner(asks, base, method=method, seq_len=16)
+    assert learn.hf.dtype==torch.float32
+    learn.fit_cos(steps=2)
+    again = load_learner(learn.save(tmp_path/'out'))
+    assert {p.dtype for n,p in again.hf.named_parameters() if 'embed_tokens' in n}=={torch.bfloat16}
+    assert isinstance(again.generate('one two', max_new_tokens=3), str)
+    if method=='full':
+        config = json.loads((tmp_path/'out/config.json').read_text())
+        assert config['dtype']=='bfloat16' and stored_dtype(tmp_path/'out')==torch.bfloat16
+        assert stored_dtype(learn.save(tmp_path/'whole', dtype='fp32'))==torch.float32
+        with pytest.raises(LmftError, match='dtype is'): learn.save(tmp_path/'odd', dtype='int8')
+
+def test_the_file_says_its_dtype(tmp_path):
+    "A configuration that says float16 over weights in float32 changes nothing"
+    tok = train_tokenizer(['one two three four five']*9, 300)
+    save_model(new_model(tok), tok, tmp_path/'base')
+    config = json.loads((tmp_path/'base/config.json').read_text())
+    (tmp_path/'base/config.json').write_text(json.dumps(dict(config, dtype='float16')))
+    learn = sft_learner(asks, tmp_path/'base', method='lora', seq_len=16)
+    again = load_learner(learn.save(tmp_path/'a'))
+    assert again.hf.get_base_model().dtype==torch.float32
+
+@pytest.mark.parametrize('arch,o', [('llama', dict(modules_to_save=['lm_head'])), ('llama', dict(modules_to_save=['embed_tokens'])), ('gpt2', dict(bias='all'))])
+def test_lora_that_also_trains_parts_of_the_base(tmp_path, arch, o):
+    "It knows its base when it is opened again, and is merged"
+    tok = train_tokenizer(['one two three four five']*9, 300)
+    save_model(new_model(tok, arch=arch), tok, tmp_path/'base')
+    learn = sft_learner(asks, tmp_path/'base', method='lora', seq_len=16, **o)
+    learn.fit_cos(steps=2)
+    again = load_learner(learn.save(tmp_path/'a'))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    learn.hf.eval()
+    assert torch.allclose(again.hf(input_ids=ids).logits, learn.hf(input_ids=ids).logits, atol=1e-5)
+    save_model(new_model(tok, arch=arch), tok, tmp_path/'base')                                 # another one in its place
+    with pytest.raises(LmftError, match='belongs to'): load_learner(tmp_path/'a')
+
+def test_an_adapter_without_a_task(tmp_path):
+    "Saved by peft alone on a classifier: opened with the head of its base"
+    tok = train_tokenizer(['one two three four five']*9, 300)
+    save_model(new_model(tok, head='rows', num_labels=2), tok, tmp_path/'base')
+    peft = get_peft_model(load_model(tmp_path/'base', 'rows'), LoraConfig(target_modules=['q_proj']))
+    peft.save_pretrained(tmp_path/'a')
+    tok.save_pretrained(tmp_path/'a')
+    assert 'prediction' in load_learner(tmp_path/'a').predict('one two')

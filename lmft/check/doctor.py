@@ -2,8 +2,8 @@
 
 Most mistakes in training a language model raise no error. The loss falls, the run ends, and the model never stops
 writing, or was measured on what it had seen. `examine` looks for twenty-two such faults in whatever is known (records,
-tokens, model, learning rate). `refuse` stops a run that would train wrongly. `lmft.stages.diagnosis.doctor` does both
-for files and folders.
+tokens, model, learning rate). `refuse` stops a run that would train wrongly. `lmft.stages.diagnosis.doctor` examines
+files and folders.
 
 Docs: https://lmft-org.github.io/lmft/reference/doctor.html.md"""
 
@@ -187,6 +187,8 @@ def _labels(r):
     if isinstance(y, (list, tuple)): return set(y)
     return set() if y in (None, '') or isinstance(y, float) else {y}
 
+def _are_values(records): return any(isinstance(r.get('label'), float) for r in records)      # and whole numbers among them
+
 def _unlabelled(r): return 'tags' not in r and r.get('label') in (None, '')
 
 def _foreign(known, model):
@@ -203,6 +205,7 @@ def _label(train, valid=(), model=None):
     for kind,rs in _sides(train, valid, 'records'):
         if hits := [i for i,r in enumerate(rs) if _unlabelled(r)]:
             yield f'{_count(hits, rs, kind)} have no label; give each one, or take them out'
+    if _are_values(train): return
     known = set().union(*map(_labels, train))
     hits = [i for i,r in enumerate(valid) if _labels(r)-known]
     if hits: yield f"{_count(hits, valid, 'validation records')} are of classes that no training record has, such as {next(iter(_labels(valid[hits[0]])-known))!r}"
@@ -213,7 +216,7 @@ def _label(train, valid=(), model=None):
 # %% ../../nbs/reference/doctor.ipynb #bf6c5070
 @check('class with one example', fault=False)
 def _single(train):
-    n = Counter(k for r in train for k in _labels(r))
+    n = Counter(k for r in train for k in _labels(r)) if not _are_values(train) else {}
     if few := [repr(k) for k,c in n.items() if c==1]:
         yield f"{len(few)} of {len(n)} classes have one training example: {', '.join(few[:5])}; add some, or leave the class out"
 
@@ -344,15 +347,16 @@ def _cut(train_examples, seq_len, valid_examples=None, tok=None):
 def _some(items, most=10_000): return [items[i] for i in range(0, len(items), -(-len(items)//most) or 1)]
 
 def _top_id(x):
-    "The highest token id of an example, or of a list of examples"
+    "The highest token id of an example, or of a list of examples; 0 for what is neither"
     if isinstance(x, (list, tuple)): return max(map(_top_id, x), default=0)
-    return int(x['input_ids'].max()) if len(x['input_ids']) else 0
+    ids = x.get('input_ids') if isinstance(x, dict) else None
+    return int(ids.max()) if ids is not None and len(ids) else 0
 
 @check('ids beyond the embedding')
 def _beyond(model, train_examples=None, valid_examples=None, dls=None, tok=None):
     n = base_of(model).get_input_embeddings().weight.shape[0]
     sides = _sides(train_examples, valid_examples, 'examples') if dls is None else \
-        _sides(*(_some(dl.dataset) for dl in dls.loaders[:2]), 'sequences')
+        _sides(*[*(_some(dl.dataset) for dl in dls.loaders[:2]), None][:2], 'sequences')
     for kind,exs in sides:
         top = [*map(_top_id, exs)]
         if hits := [i for i,t in enumerate(top) if t>=n]:

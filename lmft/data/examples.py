@@ -41,9 +41,10 @@ def text_example(
 def chop(
     example:dict,  # `input_ids` and `labels`
     seq_len:int,   # Maximum tokens of a piece, at least 2
-    bos:int=None,  # Id that begins each later piece in place of the token that it shares with the one before; None: that token
+    bos:int=None,  # Id that begins each piece in place of the token that it shares with the one before; None: that token
 ) -> list:
     "Pieces of at most `seq_len` tokens that overlap by one token"
+    if bos is not None and example['input_ids'][0]!=bos: example = {k: torch.cat([v.new_tensor([bos]), v]) for k,v in example.items()}
     n = len(example['input_ids'])
     pieces = [{k: v[i:i+seq_len] for k,v in example.items()} for i in range(0, max(n-1, 1), seq_len-1)]
     if bos is None: return pieces

@@ -13,8 +13,6 @@ __all__ = ['pack', 'make_batch', 'LMDL', 'row_len', 'by_length_order', 'lm_dls',
 
 # %% ../../nbs/learn/01_batches.ipynb #ae34ab88
 import html, random
-import html, random
-import html, random
 from array import array
 
 from ..core import LmftError, pick_device

@@ -56,7 +56,8 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     def change(self, x):
         "What the active adapters add, given the vectors that they see"
         active = [a for a in self.active_adapters if a in self.bottleneck_up]
-        return sum(self.bottleneck_up[a](F.gelu(self.bottleneck_down[a](x))) for a in active)
+        own = x.to(self.bottleneck_up[active[0]].weight.dtype) if active else x        # the base may be in half precision
+        return sum(self.bottleneck_up[a](F.gelu(self.bottleneck_down[a](own))).to(x.dtype) for a in active)
 
     def begins_at(self, module):
         "Beside a feed-forward whose first layer is another module: what enters that one"

@@ -14,6 +14,7 @@ __all__ = ['package_model', 'gguf_folder', 'as_folder']
 # %% ../../nbs/reference/gguf.ipynb #ae1e06a6
 import hashlib
 from collections import Counter
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -37,15 +38,20 @@ def package_model(
     return found[0]
 
 # %% ../../nbs/reference/gguf.ipynb #ac737441
-def gguf_folder(
-    path,  # File
-) -> Path:
-    "The folder of the model in a GGUF file: weights in bfloat16, tokenizer and chat template, made once in the cache"
-    path = Path(path).resolve()
+@lru_cache
+def _key(path, size, changed):
+    "A hash of a GGUF file"
     with path.open('rb') as f:
         if f.read(4)!=b'GGUF': raise LmftError(f'{path}: is no GGUF file')
         f.seek(0)
-        key = hashlib.file_digest(f, 'sha256').hexdigest()[:16]
+        return hashlib.file_digest(f, 'sha256').hexdigest()[:16]
+
+def gguf_folder(
+    path,  # File
+) -> Path:
+    "The folder of the model in a GGUF file: weights, tokenizer and chat template, made once in the cache"
+    path = Path(path).resolve()
+    key = _key(path, path.stat().st_size, path.stat().st_mtime_ns)
     if find_spec('gguf') is None: raise LmftError(f'{path}: GGUF files are read with the package gguf (pip install gguf)')
     folder = cache_dir()/f'gguf-{key}'
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -56,13 +62,14 @@ def gguf_folder(
 def _dequantise(path, folder):
     "Write a GGUF file as a 🤗 folder"
     import gguf
-    (kind,_),*_ = Counter(t.tensor_type.name for t in gguf.GGUFReader(path).tensors if len(t.shape)>1).most_common()
-    say_once(f'{path.name}: weights of {kind} become bfloat16 in {folder}, once; what {kind} rounded away stays lost')
     how = dict(quantization_config=transformers.GgufConfig(dequantize=True)) if hasattr(transformers, 'GgufConfig') else {}
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16, trust_remote_code=False, **how)
+        (kind,_),*_ = Counter(t.tensor_type.name for t in gguf.GGUFReader(path).tensors if len(t.shape)>1).most_common()
+        dtype = dict(F32=torch.float32, F16=torch.float16).get(kind, torch.bfloat16)
+        say_once(f'{path.name}: weights of {kind} become {str(dtype)[6:]} in {folder}, once; what {kind} rounded away stays lost')
+        model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype, trust_remote_code=False, **how)
         tok = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, NotImplementedError) as e:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, NotImplementedError) as e:
         raise LmftError(f'{path}: cannot be read as a model: {(str(e).splitlines() or [type(e).__name__])[0]}') from e
     with atomic_path(folder) as tmp:
         model.save_pretrained(tmp)

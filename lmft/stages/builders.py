@@ -30,6 +30,7 @@ from ..data.templates import named_template
 from ..generation import encode_prompt
 from ..models.gguf import as_folder
 from ..models.loading import archs, load_model, new_model, saved_head, sizes
+from ..models.methods import check_method
 from ..models.parts import base_of, max_positions, virtual_tokens
 from ..models.wrapper import choose_packing
 from . import defaults as options
@@ -232,6 +233,8 @@ def prepare(
 ) -> SimpleNamespace:  # stage, options, report, known, model, dls, own (options of the stage alone), method_options
     "All that comes before the learner: options checked, data read and split, model opened, batches made"
     s,o,known = stage_of(stage),_complete(stage, given or {}),{} if known is None else known
+    check_method(o['method'])
+    if s.dls is None: raise LmftError(f'{stage} makes its own data; build it with {stage}_learner')
     report,device = Report(o['on_bad'], [] if bad is None else bad),_device(o['device'])
     precision,loader = pick_precision(o['precision'], device),dict(bs=o['bs'], n_acc=o['n_acc'], seed=o['seed'], device=device)
     own = {k: v for k,v in o.items() if k not in _shared and k not in ('arch', 'vocab_size', 'generative', 'chat_template')}
@@ -404,7 +407,7 @@ def load_reward(
     known = json.loads(config.read_text()) if config.exists() else {}
     if not str((known.get('architectures') or ['?'])[0]).endswith('ForSequenceClassification'):
         raise LmftError(f'{path}: is no reward model; make one with lmft reward')
-    tok,model = load_tokenizer(path),load_model(path, 'rows', dtype='auto')
+    tok,model = load_tokenizer(path),load_model(path, 'rows')
     if model.config.num_labels!=1: raise LmftError(f'{path}: gives {model.config.num_labels} numbers; a reward is one')
     return partial(reward_scores, model.to(device), tok)
 

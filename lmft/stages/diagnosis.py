@@ -17,7 +17,7 @@ from ..core import LmftError
 from ..data.certificate import certificate
 from ..data.records import read_records
 from ..data.splits import split_records
-from ..models.loading import saved_head
+from ..models.loading import saved_head, sizes
 from ..models.methods import trainable
 from .builders import model_dir, prepare
 from .table import stage_of, stages
@@ -28,7 +28,9 @@ def stage_for(
     model=None,   # Folder or hub name of the model that is to be trained
 ) -> str:
     "The first stage of the table whose fields a record has, None if there is none"
-    if set(record)<={'text', 'continues'}: return 'mlm' if model and (saved_head(model_dir(model)) or '').startswith('masked') else 'clm'
+    if set(record)<={'text', 'continues'}:
+        masked = model not in (None, *sizes) and (saved_head(model_dir(model)) or '').startswith('masked')
+        return 'mlm' if masked else 'clm'
     return next((n for n,s in stages.items() if s.dls and n not in ('clm', 'clm_generate', 'mlm') and any(f<=set(record) for f in s.fields)), None)
 
 # %% ../../nbs/reference/diagnosis.ipynb #964f1044
@@ -43,7 +45,7 @@ def doctor(
     "What would train wrongly, found before a run; `LmftError` if data or model cannot be read"
     reading = dict(on_bad=options.get('on_bad', 'error'), bad=bad, columns=options.get('columns'))
     if stage: stage_of(stage)
-    elif model: stage = stage_for(next(iter(read_records(data, **reading)), {}), model)
+    elif model: stage = stage_for(next(iter(read_records(data, **reading | dict(bad=[]))), {}), model)
     if not (model and stage): return _data_alone(data, options.get('valid', .1), options.get('seed', 0), reading)
     known = {}
     try: p = prepare(stage, data, model, given=options, known=known, bad=bad)

@@ -79,6 +79,7 @@ def records_that_fit(
     for i,e in faults.items():
         e.record = 1+next(k for k,row in enumerate(rows) if row is pairs[i][0])
         _leave_out(placed(e, path=path), on_bad, bad)
+    if len(faults)==len(pairs): raise LmftError(f'{path}: holds no record that fits the model; the first: {bad[-len(faults)]}')
     return [p for i,p in enumerate(pairs) if i not in faults]
 
 # %% ../../nbs/reference/predicting.ipynb #8c311792

@@ -44,7 +44,7 @@ def as_records(
     if not records: raise LmftError('there is nothing to predict on')
     feature = getattr(data, 'features', {}).get('label')          # a 🤗 dataset knows the names of its classes
     if not hasattr(feature, 'int2str'): return records
-    return [dict(r, label=feature.int2str(r['label']) if (r['label'] or 0)>=0 else None) for r in records]     # -1: not labelled
+    return [dict(r, label=feature.int2str(r['label']) if r['label'] is not None and r['label']>=0 else None) for r in records]     # -1: not labelled
 
 def _is_path(s):
     "Is a string the name of a file or data set? A word that ends as a data file and is none is an error"

@@ -181,8 +181,13 @@ def answer_spans(
         out[i] = dict(answer=text.strip(), start=first, end=first+len(text.strip()), score=p)
     return [dict(nothing) if null and none[i]>best[i] else dict(o) for i,o in enumerate(out)]
 
-def answer_questions(model, tok, records, *args, **kwargs) -> list:
-    "The answers of `answer_spans`, of str; the same arguments"
+def answer_questions(
+    model,         # Tuned model with a head for spans
+    tok,           # Its tokenizer
+    records:list,  # With `context` and `question`
+    *args, **kwargs  # As for `answer_spans`
+) -> list:         # Of str
+    "The texts of the answers that `answer_spans` gives"
     return [o['answer'] for o in answer_spans(model, tok, records, *args, **kwargs)]
 
 # %% ../../nbs/reference/questions.ipynb #5b5dd72e
