@@ -107,7 +107,7 @@ def test_a_base_in_4_bits(base, tmp_path, monkeypatch):
     near = [l.score(['What is 3?'], ['3.']).item() for l in (learn, again)]
     assert abs(near[0]-near[1])<.2*abs(near[0])
 
-labels_as_found = dict(stars=[1, 2, 3, 4, 5], signs=[-1, 0, 1], numbers_as_text=['1', '2'], yes_no=[True, False], several=[['a', 'b'], ['a'], []],
+labels_as_found = dict(stars=[1, 2, 3, 4, 5], years=[2020, 2024], numbers_as_text=['1', '2'], yes_no=[True, False], several=[['a', 'b'], ['a'], []],
                        values=[.5, 1.25, 3.])
 
 @pytest.mark.parametrize('kind', labels_as_found)

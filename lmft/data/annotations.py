@@ -21,13 +21,13 @@ from .fields import add_shape, list_in, show_value, text_in, within
 def label_in(
     y,  # Value of the field `label`
 ):
-    "The label: a name without blanks around it, a whole number, a finite float, or a list of these"
+    "The label: a name without blanks around it, a whole number from 0 up, a finite float, or a list of these"
     if isinstance(y, list): return [label_in(one) for one in y]
     if isinstance(y, str): return text_in(dict(label=y), 'label').strip()
     if isinstance(y, bool): return str(y)
-    if not (type(y) is int or isinstance(y, float) and math.isfinite(y)):
+    if not (type(y) is int and y>=0 or isinstance(y, float) and math.isfinite(y)):
         raise BadRecord(f'is {show_value(y)}', field='label',
-                        mend='give a class name, a whole number, or a number with a point')
+                        mend='give a class name, a whole number from 0 up (-1 stands for no label in 🤗 sets), or a number with a point')
     return y
 
 # %% ../../nbs/reference/annotations.ipynb #1d63c1f7
