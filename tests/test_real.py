@@ -17,8 +17,9 @@ def test_a_chat_model_from_a_package(tmp_path):
     assert 'Paris' in run('chat', '--model', chat_model, '--prompt', 'What is the capital of France?', '--max_new_tokens', 12)
     rows = [dict(instruction=f'What is the code word of door {i}?', output=f'Door {i} opens with lavender.') for i in range(40)]
     (tmp_path/'qa.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    run('sft', '--data', tmp_path/'qa.jsonl', '--model', chat_model, '--method', 'lora', '--max_steps', 20, '--seq_len', 96, '--out', tmp_path/'sft')
-    assert json.loads((tmp_path/'sft/metrics.json').read_text())['valid_loss']<1
+    run('sft', '--data', tmp_path/'qa.jsonl', '--model', chat_model, '--method', 'lora', '--lr', 1e-3, '--max_steps', 30, '--seq_len', 96, '--out', tmp_path/'sft')
+    m = json.loads((tmp_path/'sft/metrics.json').read_text())
+    assert m['valid_loss']<m['valid_loss_before']/2
     run('merge', '--model', tmp_path/'sft', '--out', tmp_path/'merged')
     model,tok = AutoModelForCausalLM.from_pretrained(tmp_path/'merged/model'),AutoTokenizer.from_pretrained(tmp_path/'merged/model')
     assert model.dtype==torch.bfloat16 and json.loads((tmp_path/'merged/model/config.json').read_text())['dtype']=='bfloat16'
