@@ -87,10 +87,7 @@ def stage_lr(
     size:str=None,   # 'tiny' or 'small' if the weights are new
 ) -> float:
     "The learning rate of a stage where the user gives none"
-    if size in stage.new_lr: return stage.new_lr[size]
-    usual,scale = usual_lr(model, method),stage.defaults.lr_scale
-    if scale<=1: return usual*scale
-    return max(usual, min(usual*scale, 5e-4)) if method in ('full', 'gradual') else usual
+    return stage.new_lr[size] if size in stage.new_lr else usual_lr(model, method)*stage.defaults.lr_scale
 
 # %% ../../nbs/reference/stages.ipynb #fe72e93a
 def piece_bos(
