@@ -222,6 +222,7 @@ def _examined(known):
     "Let the doctor look at all that is known; it changes nothing, not even the state of random numbers"
     with torch.random.fork_rng(): refuse(examine(**known))
 
+# %% ../../nbs/reference/builders.ipynb #8249dc55
 def prepare(
     stage:str,         # Name in `stages`
     data,              # As for `stage_learner`
