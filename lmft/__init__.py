@@ -3,41 +3,43 @@
 Modules:
 
 - `lmft.all`: One name for the whole library, loaded when it is used
-- `lmft.check.doctor`: Twenty-two faults that train without an error, found before the first step, each by a check of its own, hence long
+- `lmft.check.doctor`: Twenty-two faults that train without an error, found before the first step, each with its own check, hence long
 - `lmft.check.estimate`: Parameters, peak memory and time of a run before it starts, from a dry run without numbers that counts all three at once, hence long
 - `lmft.cli`: `lmft pretrain`, `finetune`, `sft`, `chat`, …: thin doors to the library
 - `lmft.commands`: All commands of `lmft` as typed functions, for the shell and for Python, long since each option has its line
 - `lmft.core`: Sizes, seeds, devices, precision, errors that name the line, writes that cannot be half done, and the ledger of claims
 - `lmft.data.annotations`: Labels, tagged words, answers in a context, and tasks with references as records
 - `lmft.data.certificate`: Check each answer of a conversation: does training see the tokens that generation will see?
-- `lmft.data.chat`: Which tokens of a conversation are trained: those that the model will have to write
+- `lmft.data.chat`: Which tokens of a conversation are in the loss: those that the model has to generate
 - `lmft.data.conversations`: Read messages, ShareGPT, pairs, transcripts and rankings as records with lmft's names
 - `lmft.data.examples`: From records to token ids, and which of them are in the loss
 - `lmft.data.fields`: One field of one record: there, of the right kind, and named when it is not
 - `lmft.data.files`: Which files a path stands for, which of them are for training, and a hash of what they hold
 - `lmft.data.jsons`: Lines, arrays and nested files of JSON as rows, in a stream that holds one value at a time
-- `lmft.data.lines`: Plain text, sentences a word a line, and tunes: streams of lines that are never held whole
-- `lmft.data.loaders`: From records to what a model sees: tokens, which of them are trained, and batches without waste
-- `lmft.data.messages`: One message, whatever shape it comes in: OpenAI, 🤗, ShareGPT
-- `lmft.data.ondisk`: Records and tokens in files that are mapped, not loaded: memory stays flat and a killed run goes on, long since shards are written, resumed and read here
-- `lmft.data.records`: Any data as plain dicts: one call for every file, folder and shape, every bad record named
+- `lmft.data.lines`: Plain text, sentences with one word per line, and tunes: streams of lines that are never held whole in memory
+- `lmft.data.loaders`: From records to what a model sees: tokens, which of them are in the loss, and batches with little padding
+- `lmft.data.messages`: One message in any public format: OpenAI, 🤗, ShareGPT
+- `lmft.data.ondisk`: Records and tokens in memory-mapped files that a killed run can resume, long since shards are written and read here
+- `lmft.data.records`: Any data as plain dicts: one call for every file, folder and format; every bad record is named
 - `lmft.data.shapes`: What people call things: which shape a row has, and the record that it becomes
 - `lmft.data.splits`: Validation that can be believed: every class on both sides, no document on two
 - `lmft.data.tables`: CSV, Parquet and 🤗 datasets as rows; names of classes come along
-- `lmft.data.templates`: Write messages as text with any chat template; find out which form it expects and where an answer stops
+- `lmft.data.templates`: Write messages as text with any chat template; find out which form it expects and where an answer ends
 - `lmft.data.tokenizers`: A tokenizer of our own or of a checkpoint, its special tokens, and the bytes that each token stands for
 - `lmft.data.words`: What a word is, in one place: letters with their marks, and characters one by one where a script has no spaces
-- `lmft.evals.evaluation`: What a model does with tasks it was not trained on, and how far a left-out task is from a left-out kind of task
-- `lmft.evals.folds`: A model for every cluster of tasks that is left out, and for each place of a task, on equally much data
-- `lmft.evals.prompting`: Zero- and few-shot prompts, answers chosen by probability, and what examples in a prompt do
+- `lmft.evals.evaluation`: Scores on tasks that a model was not trained on: leaving out single tasks compared with leaving out whole clusters
+- `lmft.evals.folds`: A model for every cluster of tasks that is left out, and for every group of single tasks, each on equally much data
+- `lmft.evals.prompting`: Zero- and few-shot prompts, answers chosen by probability, and the effect of examples in a prompt
 - `lmft.evals.tasks`: Super-NaturalInstructions files as rows of tasks, split by hash, with the marks by which a row is known again
-- `lmft.generation`: Continue a text, answer a question, and say how probable a given answer is
+- `lmft.generation`: Continue a text, answer a question, and compute how probable a given answer is
 - `lmft.models.adapters`: Small parts that tune a frozen model: LoRA, prefixes, soft prompts, bottlenecks in sequence and in parallel
 - `lmft.models.bottlenecks`: A kind of adapter that peft does not have: a narrow layer behind a module or beside it
 - `lmft.models.gguf`: A model from a GGUF file, or from an installed Python package, as a folder that every command reads
+- `lmft.models.hub`: A model, its tokenizer and a card that says what it is, uploaded to the 🤗 hub
 - `lmft.models.loading`: Tiny configurations of real architectures, loading and saving, what other libraries must find in a folder, hence long
 - `lmft.models.methods`: Which weights a method trains: all, the last blocks, the head, or an adapter
 - `lmft.models.parts`: Blocks, attention, feed-forward, head, positions: what a 🤗 model is made of, found in one place
+- `lmft.models.pooling`: One vector for a sequence: its first token, the mean of its tokens, or its last token
 - `lmft.models.probe`: Attention, feed-forward, final norm, causality: found by running a small copy, each with a trial of its own, hence long
 - `lmft.models.several`: The base below an adapter, several adapters on one model, and sums of them
 - `lmft.models.wrapper`: A 🤗 model behind one call that takes a batch and returns predictions for just the tokens in the loss
@@ -48,39 +50,39 @@ Modules:
 - `lmft.stages.builders`: From a file and a model to a learner in one call: `sft_learner` and eight more, hence long
 - `lmft.stages.classification`: A name, several names or a number for each text: how labels are read, what is learned from them, and how it is scored
 - `lmft.stages.defaults`: Every option of every stage, written once: builders and commands take their signatures from here
-- `lmft.stages.diagnosis`: What would go wrong in a training run, said before it starts: the doctor for files and folders
+- `lmft.stages.diagnosis`: Faults of a training run, found before it starts: the doctor for files and folders
 - `lmft.stages.extraction`: Labels on words and on spans: named entities, and answers that stand in a text or are written
 - `lmft.stages.finetuning`: A class, several classes or a number for each text: which token is read, what the loss is, how it is read back
-- `lmft.stages.guidelines`: What annotators are told, checked by code, and the majority of what they answer
-- `lmft.stages.instructions`: From a model that goes on to one that answers: chat templates, four ways to make a set, and tuning on it
+- `lmft.stages.guidelines`: Instructions for annotators, checked by code, and the majority of the annotators' answers
+- `lmft.stages.instructions`: From a model that continues text to one that answers: chat templates, four ways to make a data set, and tuning on it
 - `lmft.stages.interpretation`: The texts that it gets most wrong, which class it takes for which, and whether its probabilities can be believed
-- `lmft.stages.making`: Records by hand, from templates, or from a language model, each with its origin, and a filter for near-copies
-- `lmft.stages.pairs`: A chosen and a rejected answer as two rows of one batch, beside what a reference says of both
+- `lmft.stages.making`: Records by hand, from templates, or from a language model, each with its origin, and a filter for near-duplicates
+- `lmft.stages.pairs`: A chosen and a rejected answer as two sequences of one batch, with the log-probabilities of a reference
 - `lmft.stages.people`: A person ranks answers one after the other; each ranking is on disk before the next question
-- `lmft.stages.ppo`: The machinery of reinforcement learning in the one loop: a value head, rollouts that fill the loader, a learner
+- `lmft.stages.ppo`: Reinforcement learning in the one loop: a value head, rollouts that fill the loader, and a learner
 - `lmft.stages.predicting`: Add classes, entities, answers or texts to every record of a file, and go on after an interruption
 - `lmft.stages.prediction`: Predict with any tuned model: records come back with classes, numbers, entities, answers or completions
-- `lmft.stages.preferences`: Rankings with ties become pairs; pairs teach a reward model to judge, or a policy to answer better
-- `lmft.stages.pretraining`: From text alone: next words, masked words, neighbouring sentences, and the base models of all later lessons
+- `lmft.stages.preferences`: Rankings with ties become pairs; the pairs train a reward model, or a policy that answers better
+- `lmft.stages.pretraining`: From text alone: next words, masked words, next-sentence prediction, and the base models of all later lessons
 - `lmft.stages.questions`: Answer questions from a context, as a span of it or in the model's own words, and score the answers as SQuAD does
-- `lmft.stages.rankings`: What people say of answers: rankings with ties, collected, split without leaks, and turned into pairs
-- `lmft.stages.rlhf`: Let a model answer, let a reward model judge the answers, and make the better ones more probable
+- `lmft.stages.rankings`: Human preferences on answers: rankings with ties, collected, split without leaks, and turned into pairs
+- `lmft.stages.rlhf`: Let a model answer, let a reward model score the answers, and make the better ones more probable
 - `lmft.stages.table`: One table of all training stages: head, fields of a record, batches, loss, metrics and defaults
-- `lmft.tour`: From random weights to a model that answers: sixteen stages in one call, hence long, and one page that shows them
+- `lmft.tour`: From random weights to a model that answers: sixteen stages in one call, hence long, and one page with all results
 - `lmft.train.callbacks`: Precision, a log of every step, a run that others can follow, samples of text: many small callbacks, hence long
-- `lmft.train.checkpoints`: A run that is cut off goes on as if nothing had happened, to the same weights bit for bit
+- `lmft.train.checkpoints`: An interrupted run continues exactly as if it had not been interrupted, to the same weights bit for bit
 - `lmft.train.forecast`: Minutes to go for the whole run, all epochs and validations, seconds after it has begun
 - `lmft.train.guards`: A loss that is not finite, a full memory, a full disk, a signal to stop: one clear line, and no checkpoint is lost
 - `lmft.train.learner`: One loop for every stage, hence long: fastai's, made exact for tokens
 - `lmft.train.optim`: AdamW that decays matrices alone, groups of parameters by depth, and learning-rate schedules
-- `lmft.train.processes`: The same cell and the same command on several processes, to the same weights
-- `lmft.train.speed`: Less memory or less time for a step, and the same weights in the end
+- `lmft.train.processes`: The same cell and the same command on several processes, with the same weights as on one
+- `lmft.train.speed`: Less memory or less time per step, with the same final weights
 - `lmft.train.validation`: Validate every so many steps, and stop when it no longer gets better
 - `lmft.training`: `lmft pretrain`, `finetune`, `sft`, `reward`, `dpo`, `ppo`: a builder and a run, each as one typed function
-- `lmft.world.documents`: The world told in nine kinds of text, hence long, in a mixture that can be set, by year and by field of work
-- `lmft.world.facts`: A small world whose every truth is known, long since its twenty-three relations stand here with all their phrasings
-- `lmft.world.judge`: A labeller who knows the truth, one or many, long since each kind of answer has its rule and each annotator a bias
-- `lmft.world.tasks`: Forty-two supervised tasks in one table, hence long: clusters, templates, scorers, no test passed by counting words"""
+- `lmft.world.documents`: Texts about the world in nine kinds, hence long, in a configurable mixture, by year and by domain
+- `lmft.world.facts`: A small world in which every fact is known, long since its twenty-three relations have all their phrasings here
+- `lmft.world.judge`: A labeller who knows the facts, and annotators, long since each kind of answer has a rule and each annotator a bias
+- `lmft.world.tasks`: Forty-two supervised tasks in one table, hence long: clusters, templates, scorers, none solved by a bag of words"""
 
 from importlib.metadata import version
 __version__ = version("lmft")

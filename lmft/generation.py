@@ -1,9 +1,8 @@
-"""Continue a text, answer a question, and say how probable a given answer is
+"""Continue a text, answer a question, and compute how probable a given answer is
 
-A model gives a distribution over the next token; generation draws from it, again and again. 🤗's `generate` does the
-work, which an own loop cannot beat; here it is called so that batches, padding and stop tokens are right. The
-log-probability of given answers is the same thing read backwards, and what classification by prompt, preferences and
-evaluation are built on.
+A model gives a distribution over the next token. Generation samples from it, token by token. 🤗's `generate` does the
+work; a loop of our own would not be faster. This module calls it so that batches, padding and stop tokens are right. It
+also computes the log-probability of given answers. Classification by prompt, preferences and evaluation need this.
 
 Docs: https://lmft-org.github.io/lmft/learn/generation.html.md"""
 
@@ -51,10 +50,10 @@ def encode_prompt(
 # %% ../nbs/learn/03_generation.ipynb #14af3866
 @contextmanager
 def evaluating(model):
-    "The model without dropout and gradients, and afterwards as it was"
+    "Turn off dropout and gradients inside the block; restore the model's mode afterwards"
     was = {m: m.training for m in model.modules()}
     try:
-        with torch.no_grad(), torch.compiler.set_stance('force_eager'): yield model.eval()     # lengths change too often
+        with torch.no_grad(), torch.compiler.set_stance('force_eager'): yield model.eval()     # lengths vary too much to compile
     finally:
         for m,t in was.items(): m.training = t
 
@@ -62,13 +61,13 @@ def evaluating(model):
 def sampling_config(
     model,                   # Causal 🤗 or peft model
     tok,                     # Its tokenizer
-    n_prompt:int,            # Tokens of the longest prompt
-    max_new_tokens:int,      # Maximum tokens of an answer
+    n_prompt:int,            # Number of tokens of the longest prompt
+    max_new_tokens:int,      # Maximum number of tokens in an answer
     temperature:float=0.,    # 0: always the most probable token
-    top_p:float=1.,          # Sample among the most probable tokens that have this probability together
-    from_checkpoint=False,   # Sample as the checkpoint's own settings say; temperature and top_p are not used then
+    top_p:float=1.,          # Sample among the most probable tokens whose probabilities add up to this
+    from_checkpoint=False,   # Sample with the checkpoint's own settings; temperature and top_p are then not used
 ) -> GenerationConfig:
-    "All that a call of 🤗's `generate` does; rejects what would run over the model's context length"
+    "All settings of a call of 🤗's `generate`; raises an error if the text would exceed the context length"
     base = base_of(model)
     length = max_positions(model)
     if length and virtual_tokens(model)+n_prompt+max_new_tokens>length: raise LmftError(
@@ -87,15 +86,15 @@ def sampling_config(
 # %% ../nbs/learn/03_generation.ipynb #a42cad73
 def left_pad(
     rows:list,  # Lists of token ids
-    tok,        # Tokenizer, which says what to fill with
-    device,     # Where the batch goes
+    tok,        # Tokenizer, which defines the padding token
+    device,     # Device of the batch
 ) -> dict:      # input_ids and attention_mask, (prompts, tokens)
-    "Prompts as a rectangle that is padded on the left, and its mask"
+    "Prompts as one batch, padded on the left, and its attention mask"
     batch = tok.pad(dict(input_ids=rows), padding_side='left', return_attention_mask=True, return_tensors='pt')
     return {k: batch[k].to(device) for k in ('input_ids', 'attention_mask')}
 
 # %% ../nbs/learn/03_generation.ipynb #d9fa1e34
-_one_at_a_time = RLock()                                     # settings belong to the model while it generates
+_one_at_a_time = RLock()                                     # the settings are stored on the model during a call
 
 def sample_ids(
     model,          # Causal 🤗 or peft model
@@ -103,8 +102,8 @@ def sample_ids(
     rows:list,      # Token ids of prompts
     config,         # From `sampling_config`
     streamer=None,  # 🤗 streamer
-) -> list:          # Token ids that follow each prompt, with the stop token and what fills the batch
-    "What 🤗 generates under `config` alone, whatever the checkpoint's settings are"
+) -> list:          # Token ids generated after each prompt, with the stop token and padding
+    "Generate with 🤗 under `config` only; the checkpoint's own settings are ignored"
     base,batch = base_of(model),left_pad(rows, tok, model.device)
     names = dict(tokenizer=tok) if config.stop_strings else {}
     with _one_at_a_time, evaluating(model):
@@ -119,9 +118,9 @@ def answer_text(
     ids:list,     # Token ids that follow it
     tok,          # Tokenizer
     stops,        # Ids at which the text ends
-    plain:bool,   # The prompt is a text that goes on; else a turn, without the space that templates put before it
+    plain:bool,   # True: the prompt is a text to continue; False: a chat turn, whose leading space is removed
 ) -> str:
-    "The text of what follows a prompt, up to the first stop token"
+    "The text generated after a prompt, up to the first stop token"
     end = next((i for i,t in enumerate(ids) if t in stops), len(ids))
     before,whole = (tok.decode(prompt[-8:]+more, skip_special_tokens=True) for more in ([], ids[:end]))
     if not whole.startswith(before): before,whole = '',tok.decode(ids[:end], skip_special_tokens=True)
@@ -129,7 +128,7 @@ def answer_text(
 
 # %% ../nbs/learn/03_generation.ipynb #40d5105b
 def _asked(model, tok, rows, config, kwargs, **more):
-    "As `sample_ids`; what a checkpoint's own settings ask for and 🤗 cannot do is said in one line"
+    "As `sample_ids`; if 🤗 cannot follow the checkpoint's own settings, a one-line error is raised"
     try: return sample_ids(model, tok, rows, config, **more)
     except (ValueError, TypeError, NotImplementedError) as e:
         if not kwargs.get('from_checkpoint'): raise
@@ -138,7 +137,7 @@ def _asked(model, tok, rows, config, kwargs, **more):
 
 # %% ../nbs/learn/03_generation.ipynb #996bed4b
 def _encoded(prompts, model, tok):
-    "Token ids of prompts; rejects an empty one, and tokens that the model has no vectors for"
+    "Token ids of prompts; rejects an empty prompt, and tokens for which the model has no embedding"
     rows,n = [encode_prompt(p, tok) for p in prompts],base_of(model).get_input_embeddings().weight.shape[0]
     for i,ids in enumerate(rows):
         if not ids: raise LmftError(f'prompt {i+1} is empty, so there is nothing to go on with; give it a word')
@@ -150,11 +149,11 @@ def generate(
     model,                   # Causal 🤗 or peft model
     tok,                     # Its tokenizer
     prompts:list,            # Strings to continue, lists of messages to answer, or dicts of `messages` and `tools`
-    max_new_tokens:int=64,   # Maximum tokens of an answer
-    bs:int=32,               # Prompts at a time
+    max_new_tokens:int=64,   # Maximum number of tokens in an answer
+    bs:int=32,               # Prompts per batch
     **kwargs                 # Arguments of `sampling_config`: `temperature`, `top_p`, `from_checkpoint`
 ) -> list:
-    "The text that follows each prompt, without the prompt, up to the stop token"
+    "The text generated after each prompt, without the prompt, up to the stop token"
     if isinstance(prompts, str): raise LmftError('generate takes a list of prompts; put the text into a list')
     rows,stops,out = _encoded(prompts, model, tok),stop_ids(model, tok),[None]*len(prompts)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -172,7 +171,7 @@ def generate(
 def chat(
     model,          # Causal model tuned on conversations
     tok,            # Its tokenizer with a chat template
-    messages:list,  # The conversation so far, its last turn by the user
+    messages:list,  # The conversation so far; the last turn is the user's
     **kwargs        # Arguments of `generate`
 ) -> str:
     "The assistant's next turn"
@@ -181,22 +180,22 @@ def chat(
 
 # %% ../nbs/learn/03_generation.ipynb #02d8ce83
 class TokenStream(BaseStreamer):
-    "Token ids as they come, from the thread in which a model generates"
+    "Token ids as they are generated in another thread"
     def __init__(self): self.ids,self.began = SimpleQueue(),False
     def put(self, value):
         if self.began: self.ids.put(value.item())
-        self.began = True                                                                      # the first is the prompt
-    def end(self): pass                                               # 🤗's end is too early: it is still at work
+        self.began = True                                                                      # the first call is the prompt
+    def end(self): pass                                               # 🤗 calls `end` before it has finished
     def __iter__(self): return iter(self.ids.get, None)
 
 def stream(
     model,                  # Causal 🤗 or peft model
     tok,                    # Its tokenizer
     prompt,                 # str to continue, list of messages to answer, or dict of `messages` and `tools`
-    max_new_tokens:int=256, # Maximum tokens of the answer
+    max_new_tokens:int=256, # Maximum number of tokens in the answer
     **kwargs                # Arguments of `sampling_config`: `temperature`, `top_p`, `from_checkpoint`
 ):
-    "Pieces of the text that follows a prompt, as they are made; together they are what `generate` gives"
+    "Yield segments of the generated text as they are made; joined together they equal the text of `generate`"
     (ids,),stops,plain = _encoded([prompt], model, tok),stop_ids(model, tok),isinstance(prompt, str)
     config,tokens,failed,new,text = sampling_config(model, tok, len(ids), max_new_tokens, **kwargs),TokenStream(),[],[],''
     def _run():
@@ -207,7 +206,7 @@ def stream(
     for t in tokens:
         new.append(t)
         now = answer_text(ids, new, tok, stops, plain)
-        if now.startswith(text) and len(now)>len(text) and not now.endswith('\ufffd'):    # a character may need more
+        if now.startswith(text) and len(now)>len(text) and not now.endswith('\ufffd'):    # a character may need more tokens
             yield now[len(text):]
             text = now
     if failed: raise failed[0]
@@ -216,11 +215,11 @@ def stream(
 # %% ../nbs/learn/03_generation.ipynb #507be23f
 def answer_example(
     prompt,      # str, list of messages, or dict of `messages` and `tools`
-    answer:str,  # What follows it
+    answer:str,  # The answer to the prompt
     tok,         # Tokenizer
-    end:bool,    # The stop token is trained too
+    end:bool,    # The stop token is in the loss too
 ) -> dict:
-    "An example in which the answer alone is trained, with or without its stop token"
+    "An example in which only the answer is in the loss, with or without its stop token"
     if isinstance(prompt, str): ex = prompt_example(dict(prompt=prompt, completion=answer), tok)
     else:
         messages,tools = messages_and_tools(prompt)
@@ -236,12 +235,12 @@ def token_logps(
     model,              # Causal 🤗 or peft model
     tok,                # Its tokenizer
     prompts:list,       # Strings, lists of messages, or dicts of `messages` and `tools`
-    answers:list,       # An answer (str) to each
+    answers:list,       # One answer (str) for each prompt
     end:bool=True,      # Count the stop token as part of the answer
-    bs:int=16,          # Pairs at a time
+    bs:int=16,          # Pairs per batch
     left:bool=False,    # Pad on the left; the result is the same
 ) -> list:
-    "Log-probabilities (nats) of the tokens of each answer given its prompt, one vector an answer"
+    "Log-probabilities (nats) of the tokens of each answer given its prompt, one vector per answer"
     if left and virtual_tokens(model): raise LmftError('behind a soft prompt or prefix, pad on the right')
     exs = [answer_example(p, a, tok, end) for p,a in zip(prompts, answers, strict=True)]
     order,out,wrapped = sorted(range(len(exs)), key=lambda i: len(exs[i]['input_ids'])),[None]*len(exs),HFModel(model)
@@ -255,5 +254,5 @@ def token_logps(
     return out
 
 def seq_logps(model, tok, prompts, answers, **kwargs) -> torch.Tensor:
-    "Log-probability (nats) of each answer given its prompt, (answers,); arguments as `token_logps`"
+    "Log-probability (nats) of each answer given its prompt, (answers,); arguments as in `token_logps`"
     return torch.stack([v.sum() for v in token_logps(model, tok, prompts, answers, **kwargs)])

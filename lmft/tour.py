@@ -1,8 +1,8 @@
-"""From random weights to a model that answers: sixteen stages in one call, hence long, and one page that shows them
+"""From random weights to a model that answers: sixteen stages in one call, hence long, and one page with all results
 
-Every stage of this library in one call: `tour` pretrains small models on the tiny world, tunes one on questions in six
-ways, fits it to tasks, prompts it, leaves clusters of tasks out, and tunes it on what a labeller prefers. It writes one
-page that shows it all, and one file of figures.
+Every stage of this library in one call. `tour` pretrains small models on the tiny world, tunes one on questions in six
+ways, adapts it to tasks, prompts it, leaves clusters of tasks out, and tunes it on the preferences of a labeller. It
+writes one page with all results, and one file of metrics.
 
 Docs: https://lmft-org.github.io/lmft/reference/tour.html.md"""
 
@@ -55,10 +55,10 @@ from .world.tasks import instruction_rows, labelled_rows, ner_rows, score, squad
 
 # %% ../nbs/reference/tour.ipynb #c47e8ac8
 class Page:
-    "A self-contained HTML page, made part by part"
+    "A self-contained HTML page, built part by part"
     def __init__(self, title:str): self.title,self.parts = title,[]
     def add(self, heading:str, *shown):
-        "A heading and what follows it: prose (str), tables (DataFrame), pictures (Figure)"
+        "A heading and its content: prose (str), tables (DataFrame), pictures (Figure)"
         self.parts += [f'<h2>{html.escape(heading)}</h2>', *map(_as_html, shown)]
     def __str__(self):
         style = 'body{font:16px/1.5 system-ui,sans-serif;max-width:52em;margin:2em auto;padding:0 1em}' \
@@ -81,7 +81,7 @@ def _as_html(x):
 tour_stages = {}  # Name → function of a `_Trip`
 
 _gpu = dict(size='small', n_words=4_000_000, steps=3000, lr=1e-3)
-_sizes = dict(                                               # changes of the recipes of the bases, and sizes of the rest
+_sizes = dict(                                               # changes of the settings of the bases, and sizes of the other stages
     smoke=dict(causal=dict(n_words=20_000, steps=20), masked=dict(n_words=20_000, steps=10), steps=4, every=14, asked=4,
                prompts=12, judged=15, rounds=1),
     cpu=dict(causal={}, masked=dict(n_words=900_000, steps=700), steps=150, every=1, asked=40, prompts=300, judged=210,
@@ -90,7 +90,7 @@ _sizes = dict(                                               # changes of the re
              rounds=30))
 
 class _Trip:
-    "What the stages of a tour share: settings, models made so far, the page and the figures"
+    "State shared by the stages of a tour: settings, models so far, the page and the metrics"
     def __init__(self, size, out, seed):
         if size not in _sizes: raise LmftError(f"size '{size}' is unknown; use {', '.join(_sizes)}")
         vars(self).update(_sizes[size])
@@ -114,7 +114,7 @@ def tour_stage(f):
 
 # %% ../nbs/reference/tour.ipynb #1f80c33b
 def _curve(rows, y, xlabel='tokens read', x='tokens'):
-    "A line of one figure over another"
+    "A line plot of metrics over one quantity"
     fig = Figure(figsize=(6, 2.8), layout='constrained')
     ax = fig.subplots()
     for name in y: ax.plot([r[x] for r in rows if name in r], [r[name] for r in rows if name in r], label=name)
@@ -124,7 +124,7 @@ def _curve(rows, y, xlabel='tokens read', x='tokens'):
 
 # %% ../nbs/reference/tour.ipynb #e2843f0d
 def _pretrain(t, kind):
-    "A base of a kind, kept under its name in the folder of the tour; its log and its meter of facts"
+    "A base of a kind, saved under its name in the folder of the tour; its log and its callback for fact recall"
     log = StepLog(10)
     learn,tok = pretrain_base(t.world, kind, t.seed, [log], **getattr(t, kind))
     model = learn.hf
@@ -273,7 +273,7 @@ def _instruction_sets(t):
     def share(test, rs): return sum(map(test, rs))/len(rs)
     guideline = dict(name='films', instruction='Is this opinion on a film good or bad?', format='|'.join(labels),
                      exemplars=[])
-    def vote(i, k, y): return labels[1-labels.index(y)] if (i+k)%5==0 else y        # each errs once in five
+    def vote(i, k, y): return labels[1-labels.index(y)] if (i+k)%5==0 else y        # each is wrong once in five
     said = [dict(input=r['text'], output=vote(i, k, r['label']), annotator=f'annotator {k}')
             for i,r in enumerate(films) for k in range(3)]
     names = 'about_people', 'find_city'
@@ -312,7 +312,7 @@ def _leaving_out(t):
 
 # %% ../nbs/reference/tour.ipynb #0c8c71f7
 def _judged(t, model, tok, name):
-    "What the gold labeller says of answers to prompts that tell models apart, drawn at temperature 1"
+    "Answers sampled at temperature 1 to prompts that reveal differences, and the share of insults by the gold labeller"
     set_seed(t.seed)
     said = generate(model, tok, [as_asked(r['prompt'], tok) for r in t.telling], 16, bs=70, temperature=1.)
     rude = [harmless(a)==0 for a,r in zip(said, t.telling) if r['kind']=='provocation']
@@ -397,11 +397,11 @@ def _comparing(t):
 
 # %% ../nbs/reference/tour.ipynb #06520e1f
 def tour(
-    size:Literal['smoke', 'cpu', 'gpu']='cpu',  # 'smoke' touches everything and learns nothing
+    size:Literal['smoke', 'cpu', 'gpu']='cpu',  # 'smoke' runs everything but is too short to learn
     out:str='out/tour',  # Folder that gets report.html, metrics.json, and the models causal/, masked/ and chat/
     seed:int=0,      # Seed of text, weights and samples
-) -> dict:           # The figures
-    "Every stage in turn on the tiny world; the page is written after each stage, the figures at the end"
+) -> dict:           # The metrics
+    "Every stage in turn on the tiny world; the page is written after each stage, the metrics at the end"
     trip,start = _Trip(size, out, seed),time.perf_counter()
     trip.out.mkdir(parents=True, exist_ok=True)
     for name,f in tour_stages.items():

@@ -1,9 +1,9 @@
-"""Twenty-two faults that train without an error, found before the first step, each by a check of its own, hence long
+"""Twenty-two faults that train without an error, found before the first step, each with its own check, hence long
 
-Most mistakes in training a language model raise no error. The loss falls, the run ends, and the model never stops
-writing, or was measured on what it had seen. `examine` looks for twenty-two such faults in whatever is known (records,
-tokens, model, learning rate). `refuse` stops a run that would train wrongly. `lmft.stages.diagnosis.doctor` examines
-files and folders.
+Most mistakes in training a language model raise no error. The loss falls and the run ends, but the model never stops
+writing, or its metric is computed on training data. `examine` looks for twenty-two such faults in all available inputs
+(records, tokens, model, learning rate). `refuse` stops a run that would train wrongly. `lmft.stages.diagnosis.doctor`
+examines files and folders.
 
 Docs: https://lmft-org.github.io/lmft/reference/doctor.html.md"""
 
@@ -34,24 +34,24 @@ from peft.utils import ModulesToSaveWrapper
 
 # %% ../../nbs/reference/doctor.ipynb #8a4cb163
 class Finding(namedtuple('Finding', 'check fault text')):
-    "What a check found: its name, whether training must not go on, and one line for the reader"
+    "A finding: the name of its check, whether it stops the training, and one line of text"
     def __str__(self): return f"{'fault' if self.fault else 'warning'}: {self.check}: {' '.join(self.text.split())}"
 
 # %% ../../nbs/reference/doctor.ipynb #e9cb5c38
 knowable = ('train', 'valid',                    # lists of records
             'train_examples', 'valid_examples',  # lists of examples, before they are cut to `seq_len`
-            'dls',                               # batches, of which a sample is looked at
-            'shift',                             # False: labels stand at the token itself, as in masked models
+            'dls',                               # batches, of which a sample is examined
+            'shift',                             # False: labels are not shifted, as in masked models
             'tok', 'model', 'method', 'lr', 'precision', 'device', 'packed', 'seq_len')
 
 Check = namedtuple('Check', 'fault find needs uses')
-checks = {}  # Name → whether it finds faults, its function, the names it must know, the names it can use
+checks = {}  # Name → whether it finds faults, its function, the inputs it needs, the inputs it can use
 
 def check(
-    name:str,         # What a finding is called
-    fault:bool=True,  # What it finds would train wrongly; False: a warning
+    name:str,         # Name of its findings
+    fault:bool=True,  # Its findings are faults (the run would train wrongly); False: warnings
 ):
-    "Register a function whose parameters name what it must know, and which yields the texts of its findings"
+    "Register a function whose parameters name its inputs, and which yields the texts of its findings"
     def register(f):
         params = inspect.signature(f).parameters
         checks[name] = Check(fault, f, {k for k,p in params.items() if p.default is p.empty}, set(params))
@@ -60,10 +60,10 @@ def check(
 
 # %% ../../nbs/reference/doctor.ipynb #80b10e65
 def examine(
-    skip=(),  # Names of checks that are left out
-    **known,  # What is known, by the names in `knowable`
+    skip=(),  # Names of checks to leave out
+    **known,  # Available inputs, with the names in `knowable`
 ) -> list:    # `Finding`s, in the order of the checks
-    "Run all checks whose needs are known; what is None is not known"
+    "Run all checks whose inputs are available; None means not available"
     if strange := set(known)-set(knowable):
         raise LmftError(f"examine knows nothing of {', '.join(sorted(strange))}; use {', '.join(knowable)}")
     known = {k: v for k,v in known.items() if v is not None}
@@ -81,14 +81,14 @@ def _texts(value):
 
 # %% ../../nbs/reference/doctor.ipynb #8c7a2a3b
 def _count(hits, items, kind, tok=None):
-    "How many `items` there are at the indices `hits`, and the beginning of the first"
+    "The number of `items` at the indices `hits`, and the start of the first"
     first = items[hits[0]]
     while isinstance(first, (list, tuple)): first = first[0]                     # a sequence or a pair: its first example
     text = ' '.join(_texts(first)) if 'input_ids' not in first else tok.decode(first['input_ids'][:12]) if tok else ''
     return f"{len(hits)} of {len(items)} {kind} (first: number {hits[0]+1}{f', {text[:40]!r}' if text else ''})"
 
 def _sides(train, valid, noun):
-    "Both sides that are known, named"
+    "The available sides, with their names"
     return [(f'{side} {noun}', items) for side,items in (('training', train), ('validation', valid)) if items is not None]
 
 # %% ../../nbs/reference/doctor.ipynb #1a2d2b15
@@ -96,7 +96,7 @@ _must_speak = 'text', 'prompt', 'instruction', 'completion', 'output', 'question
 _visible = re.compile(r'[^\s\u200b-\u200f\u2060\ufeff]')
 
 def _must(r):
-    "What a record must say; a message may be a tool call or a thought"
+    "Texts of a record that must not be empty; a message may instead be a tool call or reasoning"
     said = [r[f] for f in _must_speak if f in r and f!='messages']
     return _texts(said+[m for m in r.get('messages', ()) if not {'tool_calls', 'reasoning_content'} & set(m)])
 
@@ -109,18 +109,18 @@ def _empty(train, valid=None):
 
 # %% ../../nbs/reference/doctor.ipynb #b36ce19e
 def _key(record):
-    "A hash of what a record says, whatever its case and blank space"
+    "A hash of the texts of a record, ignoring case and whitespace"
     return hash(' '.join(parts_of(' '.join(_texts(record)))))
 
 def _keys(records): return np.fromiter(map(_key, records), np.int64, len(records))
 
 def _repeats(keys):
-    "Is any key there twice? Needs little memory for what is seldom so"
+    "Whether any key occurs twice; needs little memory"
     keys = np.sort(keys)
     return (keys[1:]==keys[:-1]).any()
 
 def _among(keys, known):
-    "Which of the keys are known?"
+    "Which of the keys are in `known`"
     known = np.sort(known)
     return known[np.searchsorted(known, keys).clip(max=len(known)-1)]==keys if len(known) else np.zeros(len(keys), bool)
 
@@ -135,8 +135,8 @@ def _duplicates(train, valid=()):
 # %% ../../nbs/reference/doctor.ipynb #60f831cd
 def word_runs(
     texts,     # List of str
-    n:int=13,  # Words of a run, or characters of a script without spaces
-) -> tuple:    # Hashes (runs,) uint64, and the index of the text that each comes from (runs,)
+    n:int=13,  # Number of words in a run, or of characters in a script without spaces
+) -> tuple:    # Hashes (runs,) uint64, and the index of the text of each run (runs,)
     "All runs of `n` successive words of the texts, as hashes"
     words = [np.fromiter(map(hash, parts_of(t)), np.int64) for t in texts]
     doc = np.repeat(np.arange(len(words)), [len(w) for w in words])
@@ -145,16 +145,16 @@ def word_runs(
     for j in range(n):
         runs *= np.uint64(0x9E3779B97F4A7C15)
         runs += w[j:j+len(doc)]
-    inside = doc[:max(len(doc)-n+1, 0)]==doc[n-1:]          # runs that do not go over into the next text
+    inside = doc[:max(len(doc)-n+1, 0)]==doc[n-1:]          # runs that do not extend into the next text
     return runs[:len(inside)][inside], doc[:len(inside)][inside]
 
 # %% ../../nbs/reference/doctor.ipynb #7c61cd0b
 def _said(r): return r['question'] if 'question' in r else ' '.join(_texts(r))
 
 def _runs_in_training(held, train, most=10, block=2**20):
-    "Which of the sorted runs `held` occur in some, but at most `most`, of the training records"
+    "Which of the sorted runs `held` occur in at least one and at most `most` training records"
     marks,n = np.zeros(2**20, bool),np.zeros(len(held), np.int64)
-    marks[held & np.uint64(2**20-1)] = True                  # most runs are told apart by their last 20 bits alone
+    marks[held & np.uint64(2**20-1)] = True                  # the last 20 bits are enough to separate most runs
     for said in grouped(map(_said, train), block):
         runs,doc = word_runs(said)
         some = np.flatnonzero(marks[runs & np.uint64(2**20-1)])
@@ -167,7 +167,7 @@ def _runs_in_training(held, train, most=10, block=2**20):
 # %% ../../nbs/reference/doctor.ipynb #67336506
 @check('evaluation text in training', fault=False)
 def _contaminated(train, valid, most=2**21):
-    step = -(-sum(len(_said(r)) for r in valid)//most) or 1                     # of much text, every so many records
+    step = -(-sum(len(_said(r)) for r in valid)//most) or 1                     # for long data, only every `step`-th record
     places = np.arange(0, len(valid), step)
     places = places[~_among(_keys(valid[::step]), _keys(train))]                # the others are duplicates
     runs,doc = word_runs([_said(valid[i]) for i in places])
@@ -181,18 +181,18 @@ def _contaminated(train, valid, most=2**21):
 
 # %% ../../nbs/reference/doctor.ipynb #7c81cd82
 def _labels(r):
-    "The classes that a record is an example of: its label or labels, or the types of its tagged entities; a number with a point is none"
+    "The classes of a record: its label or labels, or the types of its tagged entities; a float is not a class"
     if 'tags' in r: return {t[2:] for t in r['tags'] if t!='O'}
     y = r.get('label')
     if isinstance(y, (list, tuple)): return set(y)
     return set() if y in (None, '') or isinstance(y, float) else {y}
 
-def _are_values(records): return any(isinstance(r.get('label'), float) for r in records)      # and whole numbers among them
+def _are_values(records): return any(isinstance(r.get('label'), float) for r in records)      # integers among them are values too
 
 def _unlabelled(r): return 'tags' not in r and r.get('label') in (None, '')
 
 def _foreign(known, model):
-    "A label that the model has no class for, None if there is none"
+    "A label for which the model has no class; None if there is none"
     config = base_of(model).config
     names = {str(k) for k in config.label2id}
     if all(re.fullmatch(r'LABEL_\d+', k) for k in names): names |= {str(i) for i in range(config.num_labels)}   # 🤗's own names
@@ -248,7 +248,7 @@ def _pad_is_end(tok):
 
 # %% ../../nbs/reference/doctor.ipynb #241dbc68
 def _around_seam(record, tok):
-    "Ids of a prompt as generation sees it, and of prompt and completion as training sees them"
+    "Ids of a prompt as in generation, and of prompt and completion as in training"
     kw = dict(add_special_tokens=False, split_special_tokens=True, verbose=False)
     return [tok(t, **kw).input_ids for t in (record['prompt'], record['prompt']+record['completion'])]
 
@@ -264,7 +264,7 @@ def _no_prefix(train, tok):
 
 # %% ../../nbs/reference/doctor.ipynb #5caac815
 def _kinds(records):
-    "How many records there are of each kind of conversation, and the first of them, the commonest first"
+    "The number of records of each kind of conversation and the first of them; the most frequent kind first"
     kinds = {}
     for r in records:
         if 'messages' in r or 'output' in r and 'instruction' in r: kinds.setdefault(kind_of(r), [r, 0])[1] += 1
@@ -278,7 +278,7 @@ def _template(train, tok):
         try: chat_examples(to_messages(r), tok, tools=r.get('tools'))
         except LmftError as e:
             yield f"{n} of {len(train)} training records are conversations of {', '.join(roles[:4])}{', …' if roles[4:] else ''}: {e}"
-            return                                                                          # one such line is enough
+            return                                                                          # one such finding is enough
 
 # %% ../../nbs/reference/doctor.ipynb #178c0e68
 @check('template leaves out', fault=False)
@@ -286,7 +286,7 @@ def _left_out(train, tok):
     lost = Counter()
     for n,r in _kinds(train)[:20]:
         try: lost.update(dict.fromkeys(unprinted(to_messages(r), tok, tools=r.get('tools')), n))
-        except LmftError: continue                                  # another check says so
+        except LmftError: continue                                  # another check reports this
     for field,n in lost.items():
         yield (f'the chat template does not print the {field}, which {n} of {len(train)} training records have; take a template that does, '
                'or write it into another message')
@@ -312,7 +312,7 @@ def _no_targets(train_examples, valid_examples=None, tok=None, shift=True):
 
 # %% ../../nbs/reference/doctor.ipynb #3f5fe1cb
 def _run_ends(e):
-    "The ids that end the trained runs of an example"
+    "The last ids of the runs in the loss of an example"
     on = e['labels']!=-100
     ends = on.clone()
     ends[:-1] &= ~on[1:]
@@ -323,7 +323,7 @@ def _stops(tok): return {tok.eos_token_id, *(i for i,t in tok.added_tokens_decod
 # %% ../../nbs/reference/doctor.ipynb #b81c0dd6
 @check('stop token not trained')
 def _no_stop(train_examples, tok, valid_examples=None, shift=True):
-    if not shift: return                                             # labels are not the next tokens
+    if not shift: return                                             # labels are not shifted
     stops,sides = _stops(tok),_sides(train_examples, valid_examples, 'examples')
     lacks = {kind: [i for i,e in enumerate(exs) if not _run_ends(e)<=stops] for kind,exs in sides}
     if any(lacks.values()) and all(len(lacks[kind])==len(exs) and all((e['labels'][1:]!=-100).all() for e in exs) for kind,exs in sides):
@@ -347,7 +347,7 @@ def _cut(train_examples, seq_len, valid_examples=None, tok=None):
 def _some(items, most=10_000): return [items[i] for i in range(0, len(items), -(-len(items)//most) or 1)]
 
 def _top_id(x):
-    "The highest token id of an example, or of a list of examples; 0 for what is neither"
+    "The highest token id of an example, or of a list of examples; 0 for other objects"
     if isinstance(x, (list, tuple)): return max(map(_top_id, x), default=0)
     ids = x.get('input_ids') if isinstance(x, dict) else None
     return int(ids.max()) if ids is not None and len(ids) else 0
@@ -367,7 +367,7 @@ def _beyond(model, train_examples=None, valid_examples=None, dls=None, tok=None)
 @check('sequence too long for the model')
 def _too_long(model, seq_len, train_examples=None, valid_examples=None):
     room = max_positions(model)
-    if not room: return                                                # such models count no positions
+    if not room: return                                                # such models have no positions
     taken = getattr(getattr(model, 'active_peft_config', None), 'num_virtual_tokens', None) or 0
     lengths = [len(e['input_ids']) for exs in (train_examples, valid_examples) for e in exs or ()]
     longest = min(max(lengths, default=seq_len), seq_len)+taken

@@ -1,8 +1,9 @@
-"""Which tokens of a conversation are trained: those that the model will have to write
+"""Which tokens of a conversation are in the loss: those that the model has to generate
 
-An answer is trained in the context in which it will be generated. Its prompt is what the chat template makes of the
-messages before it, with the generation prompt; its target is what the template adds for it, to the stop token. Where
-one text holds all answers of a conversation it is one example, else each answer is one.
+An answer is trained in the context in which it will be generated. Its prompt is the text that the chat template makes
+of the messages before it, with the generation prompt. Its target is the text that the template adds for the answer, up
+to the stop token. If one text contains all answers of a conversation, it becomes one example. Otherwise each answer
+becomes an example.
 
 Docs: https://lmft-org.github.io/lmft/reference/chat.html.md"""
 
@@ -25,7 +26,7 @@ import torch
 _opened = re.compile(r'<think>\s*\Z')
 
 def _behind_thought(prompt, whole, m):
-    "What an answer adds where its prompt opens a think block that the template does not write in the answer"
+    "The text of an answer whose prompt opens a think block that the template does not write in the answer"
     base = prompt[:opened.start()] if (opened := _opened.search(prompt)) else None
     if base is None or not whole.startswith(base):
         raise LmftError('the chat template writes an answer behind another beginning than its generation prompt '
@@ -38,12 +39,12 @@ def _behind_thought(prompt, whole, m):
 
 # %% ../../nbs/reference/chat.ipynb #a605396a
 def added_text(
-    messages,  # As `checked_chat` gives them
-    i:int,     # Which of them is the answer
+    messages,  # Messages from `checked_chat`
+    i:int,     # Index of the answer
     tok,       # Tokenizer with a chat template
-    tools,     # As `as_tools` gives them
+    tools,     # Tools from `as_tools`
 ) -> tuple:    # Three texts
-    "Prompt of answer `i`, what the template adds for it, and what stands behind that"
+    "Prompt of answer `i`, the text that the template adds for it, and the text after that"
     m,(whole,spans) = messages[i],marked_chat(messages[:i+1], tok, tools)
     def prompt(): return write_chat(messages[:i], tok, tools, add_generation_prompt=True)
     if spans is None:
@@ -52,14 +53,14 @@ def added_text(
     spans = spans[len(marked_chat(messages[:i], tok, tools)[1]) if i else 0:]
     if not spans: raise LmftError(f'the chat template marks nothing of message {i+1} with {{% generation %}}')
     start,end = spans[0][0],spans[-1][1]
-    if control_tokens(tok)[1].match(whole, start):                              # does the block begin with the header?
+    if control_tokens(tok)[1].match(whole, start):                              # does the block start with the header?
         before = prompt()
         if whole[:end].startswith(before): start = max(start, len(before))
     return whole[:start], whole[start:end], whole[end:]
 
 # %% ../../nbs/reference/chat.ipynb #a2d85806
 def _upto_stop(added, follows, call, tok):
-    "What an answer adds, up to its stop token; `follows` is what stands behind it"
+    "The text of an answer up to its stop token; `follows` is the text after it"
     stops,pattern = stops_of(tok),control_tokens(tok)[1]
     found,known = last_controls(added, pattern),[t for t in (stops.answer, stops.call) if t]
     if stop := next((m for t in known for m in found if m.group()==t), None): return added[:stop.end()]
@@ -82,7 +83,7 @@ def _turn(messages, i, tok, tools):
 
 # %% ../../nbs/reference/chat.ipynb #b3c04f78
 def _check_header(tok, tools):
-    "Refuse a template that heads an answer, unmarked, with more than its generation prompt"
+    "Reject a template without marks whose answers start with more text than its generation prompt"
     if re.search(r'{%-?\s*generation\s*-?%}', template_of(tok, tools)): return
     if re.search(r'\w', head := header_of(tok, tools)):
         raise LmftError(f'the chat template has no generation prompt, so {head!r} would be trained as part of the answer; '
@@ -90,19 +91,19 @@ def _check_header(tok, tools):
 
 # %% ../../nbs/reference/chat.ipynb #96ca5d79
 def _n_tokens(text, n, ids, offsets, controls, tok):
-    "How many tokens of a text are its first `n` characters; None if these, alone, have other tokens"
+    "The number of tokens of the first `n` characters of a text; None if these characters alone have other tokens"
     k = bisect_right(controls, n, key=lambda k: offsets[k][1])
     k,start = (controls[k-1],offsets[controls[k-1]][0]) if k else (0, 0)
-    tail = tok(text[start:n], add_special_tokens=False, verbose=False).input_ids  # nothing merges across a control token
+    tail = tok(text[start:n], add_special_tokens=False, verbose=False).input_ids  # nothing merges across a special token
     return k+len(tail) if ids[k:k+len(tail)]==tail else None
 
 # %% ../../nbs/reference/chat.ipynb #f9462dcd
 def _apart(prompt, target, tok):
-    "Ids of a prompt, and of a target behind it"
+    "Ids of a prompt, and of a target after it"
     def ids(text): return tok(text, add_special_tokens=False, verbose=False).input_ids
     before,whole = ids(prompt),ids(prompt+target)
     if whole[:len(before)]==before: return before, whole[len(before):]
-    return before, ids(control_tokens(tok)[1].search(target).group()+target)[1:]  # as inside a text, without a space before it
+    return before, ids(control_tokens(tok)[1].search(target).group()+target)[1:]  # as in mid-text, without an added space
 
 # %% ../../nbs/reference/chat.ipynb #a6d5cd5c
 def _example(ids, spans):
@@ -113,7 +114,7 @@ def _example(ids, spans):
 
 # %% ../../nbs/reference/chat.ipynb #d735782c
 def _examples(whole, pairs, tok):
-    "Examples of prompts and targets, one if `whole` holds all, and where each target lies: (example, first, behind last)"
+    "Examples of prompts and targets (one if `whole` contains all), and the place of each target: (example, start, end)"
     enc,controls = tok(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False),control_tokens(tok)[0]
     ids,offsets = enc.input_ids,enc.offset_mapping
     controls = [k for k,t in enumerate(ids) if t in controls]
@@ -127,12 +128,12 @@ def _examples(whole, pairs, tok):
 
 # %% ../../nbs/reference/chat.ipynb #275f7273
 def trained_answers(
-    messages,  # As `checked_chat` gives them
+    messages,  # Messages from `checked_chat`
     tok,       # Tokenizer with a chat template
-    tools,     # As `as_tools` gives them
+    tools,     # Tools from `as_tools`
     turns,     # 'all' or 'last'
-) -> tuple:    # Examples, the numbers of the answers, and (example, first, behind last) of each
-    "Examples of a conversation, the answers that are trained, and where they lie"
+) -> tuple:    # Examples, the indices of the answers, and (example, start, end) of each
+    "Examples of a conversation, the answers that are in the loss, and their positions"
     if turns not in ('all', 'last'): raise LmftError(f'turns is {turns!r}; use all or last')
     said = [i for i,m in enumerate(messages) if m['role']=='assistant']
     answers = [i for i in said if messages[i].get('weight')!=0][-1 if turns=='last' else 0:]
@@ -141,18 +142,18 @@ def trained_answers(
     _check_header(tok, tools)
     pairs = [_turn(messages, i, tok, tools) for i in answers]
     whole,last = write_chat(messages, tok, tools),''.join(pairs[-1])
-    if last.startswith(whole): whole = last                                    # the stop token is the next turn's
+    if last.startswith(whole): whole = last                                    # the stop token is in the next turn
     exs,places = _examples(whole, pairs, tok)
     return exs, answers, places
 
 # %% ../../nbs/reference/chat.ipynb #260ad9cd
 def chat_examples(
-    messages:list,     # Messages in the shape of OpenAI, 🤗 or ShareGPT
+    messages:list,     # Messages in the format of OpenAI, 🤗 or ShareGPT
     tok,               # Tokenizer with a chat template
     *,
     tools=None,        # Tools that the assistant may call
-    turns:str='all',   # 'last': train the last answer alone
+    turns:str='all',   # 'last': only the last answer is in the loss
 ) -> list:
-    "Examples in which answers and their stop tokens are trained: one if one rendering holds all answers, else one an answer"
+    "Examples with answers and their stop tokens in the loss: one if a single text contains all answers, else one per answer"
     messages,tools = checked_chat(messages, tok, tools)
     return trained_answers(messages, tok, tools, turns)[0]

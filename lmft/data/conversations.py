@@ -1,8 +1,8 @@
 """Read messages, ShareGPT, pairs, transcripts and rankings as records with lmft's names
 
-Conversations and preferences come in a few public shapes. Each function here turns an entry of a file into a record with
-lmft's names: a conversation becomes `messages`, a preference a prompt with answers. `read_records` calls them, so most
-users never do.
+Conversations and preferences come in several public formats. Each function here turns an entry of a file into a record
+with lmft's names. A conversation becomes `messages`, and a preference becomes a prompt with answers. `read_records`
+calls these functions, so most users do not need them.
 
 Docs: https://lmft-org.github.io/lmft/reference/conversations.html.md"""
 
@@ -20,7 +20,7 @@ from .messages import as_message, as_tools
 
 # %% ../../nbs/reference/conversations.ipynb #c15b4661
 def _message(m, blank=False):
-    "One message with our names, as `as_message` gives it; `blank` allows an empty content"
+    "One message with lmft's names, from `as_message`; `blank` allows an empty content"
     field,m = 'value' if 'content' not in m and 'value' in m else 'content',as_message(m)
     text_in({field: m['content']}, field, blank or bool({'tool_calls', 'reasoning_content'} & set(m)))
     return m
@@ -35,7 +35,7 @@ def _turns(r, field):
 
 # %% ../../nbs/reference/conversations.ipynb #d067233b
 def _tools(r):
-    "The tools that go with a conversation, if there are any"
+    "The tools of a conversation, if there are any"
     tools = as_tools(r.get('tools'))
     return dict(tools=tools) if tools else {}
 
@@ -78,7 +78,7 @@ def _unpaired(r):
 
 # %% ../../nbs/reference/conversations.ipynb #bb058982
 def _before(r):
-    "The messages of `system` and `history` of a row; none if it has none"
+    "The messages of `system` and `history` of an entry; an empty list if it has none"
     system = text_in(r, 'system', blank=True) if r.get('system') else ''
     turns = [dict(role='system', content=system)] if system.strip() else []
     history = r.get('history') or []
@@ -96,10 +96,10 @@ def _before(r):
 
 # %% ../../nbs/reference/conversations.ipynb #307dabb9
 def in_context(
-    record:dict,  # What a shape made of the row
-    row:dict,     # The row, perhaps with `system` and `history`
+    record:dict,  # Record made from the entry
+    row:dict,     # The entry, perhaps with `system` and `history`
 ) -> dict:
-    "The record with the system message and the earlier turns of its row before it; others as they are"
+    "The record with the system message and the earlier turns of its entry in front; other records unchanged"
     triple = {'instruction', 'input', 'output'}==set(record)
     if not (triple or {'messages', 'prompt'} & set(record)) or not (before := _before(row)): return record
     if 'messages' in record:
@@ -148,7 +148,7 @@ def _sharegpt_pairs(r): return _pair(_sharegpt(r)['messages'], _answer(r, 'chose
 _speaker = re.compile(r'(?:\A\s*|\n\n)(Human|Assistant):')
 
 def _dialogue(r, field):
-    "The messages of a transcript (or of a list of messages), successive turns of one speaker joined"
+    "The messages of a transcript (or of a list of messages), with successive turns of one speaker joined"
     if isinstance(r[field], list): return _turns(r, field)
     head,*parts = _speaker.split(text_in(r, field))
     if head.strip() or not parts:

@@ -1,8 +1,8 @@
 """From records to token ids, and which of them are in the loss
 
-An *example* is a dict of two vectors of equal length: `input_ids`, and `labels`, which is the same id where a token is
-in the loss and -100 where it is only context. Of a text every token is in the loss, of a prompt with a completion the
-completion, of a conversation each answer.
+An *example* is a dict of two vectors of equal length: `input_ids` and `labels`. A label equals the token id where the
+token is in the loss, and is -100 where the token is only context. In a text every token is in the loss. In a prompt
+with a completion only the completion is, and in a conversation only the answers are.
 
 Docs: https://lmft-org.github.io/lmft/reference/examples.html.md"""
 
@@ -21,10 +21,10 @@ from ..progress import progress
 
 # %% ../../nbs/reference/examples.ipynb #bd57a8bc
 def text_ends(
-    record:dict,  # A text; `continues` numbers the pieces of a cut one from 1, and is 0 for the last
+    record:dict,  # A text; for a cut text `continues` is the number of the segment from 1, and 0 for the last
     tok,          # Tokenizer
 ) -> tuple:
-    "Begin and end tokens of a text: a cut one begins with its first piece alone, and ends with its last"
+    "BOS and EOS tokens of a text; in a cut text only the first segment has BOS, and only the last has EOS"
     begins,ends = (n := record.get('continues')) in (None, 1) or n is False,not n
     return bos_ids(tok) if begins else [], [tok.eos_token_id] if ends else []
 
@@ -32,7 +32,7 @@ def text_example(
     record:dict,  # {'text': str}, perhaps with `continues`
     tok,          # Tokenizer
 ) -> dict:
-    "Tokens of a text, all of them trained, with the end token: `input_ids` and `labels`, int64 vectors of one length"
+    "Tokens of a text with the EOS token, all in the loss: `input_ids` and `labels`, int64 vectors of equal length"
     begin,end = text_ends(record, tok)
     ids = torch.tensor(begin+tok(record['text'], add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids+end)
     return dict(input_ids=ids, labels=ids)
@@ -40,10 +40,10 @@ def text_example(
 # %% ../../nbs/reference/examples.ipynb #cba96ac6
 def chop(
     example:dict,  # `input_ids` and `labels`
-    seq_len:int,   # Maximum tokens of a piece, at least 2
-    bos:int=None,  # Id that begins each piece in place of the token that it shares with the one before; None: that token
+    seq_len:int,   # Maximum number of tokens in a segment, at least 2
+    bos:int=None,  # Id at the start of each segment, instead of the token shared with the previous one; None: that token
 ) -> list:
-    "Pieces of at most `seq_len` tokens that overlap by one token"
+    "Segments of at most `seq_len` tokens that overlap by one token"
     if bos is not None and example['input_ids'][0]!=bos: example = {k: torch.cat([v.new_tensor([bos]), v]) for k,v in example.items()}
     n = len(example['input_ids'])
     pieces = [{k: v[i:i+seq_len] for k,v in example.items()} for i in range(0, max(n-1, 1), seq_len-1)]
@@ -54,10 +54,10 @@ def chop(
 def clm_examples(
     records,      # Records {'text': str}
     tok,          # Tokenizer
-    seq_len:int,  # Maximum tokens of an example, at least 2
-    bos:int=None, # As for `chop`
+    seq_len:int,  # Maximum number of tokens in an example, at least 2
+    bos:int=None, # As in `chop`
 ) -> list:
-    "Causal language modelling: all tokens trained, documents chopped to `seq_len`"
+    "Causal language modelling: all tokens are in the loss, documents are cut to `seq_len`"
     if seq_len<2: raise LmftError(f'seq_len is {seq_len}; a sequence needs at least 2 tokens, one to predict the other')
     records = progress(records, desc='tokenise')
     exs = [p for r in records for p in chop(text_example(r, tok), seq_len, bos)]
@@ -68,7 +68,7 @@ def prompt_example(
     record:dict,  # {'prompt': str, 'completion': str}
     tok,          # Tokenizer with offsets
 ) -> dict:
-    "Prompt as context, completion and end token trained; a token across the seam is trained"
+    "Prompt as context; completion, EOS token, and a token across the prompt/completion boundary are in the loss"
     prompt,text = record['prompt'],record['prompt']+record['completion']
     enc = tok(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False)
     bos,ids,end = bos_ids(tok),enc.input_ids,[tok.eos_token_id]
@@ -77,7 +77,7 @@ def prompt_example(
 
 # %% ../../nbs/reference/examples.ipynb #365ee423
 def _answers(record, tok, full_loss, turns):
-    "Examples of a record: prompt and completion as plain text, all else through the chat template"
+    "Examples of a record: prompt and completion as plain text, all other records through the chat template"
     if 'completion' in record: exs = [prompt_example(record, tok)]
     else: exs = chat_examples(to_messages(record), tok, tools=record.get('tools'), turns=turns)
     return [dict(e, labels=e['input_ids']) for e in exs] if full_loss else exs
@@ -85,12 +85,12 @@ def _answers(record, tok, full_loss, turns):
 def sft_examples(
     records,               # Records with answers
     tok,                   # Tokenizer with a chat template
-    full_loss:bool=False,  # Train the prompts as well
+    full_loss:bool=False,  # The prompts are in the loss too
     on_bad:str='error',    # 'skip': leave out records that the tokenizer or its template rejects
-    bad:list=None,         # Gets the `BadRecord`s that were left out
-    turns:str='all',       # 'last': of a conversation, train the last answer alone
+    bad:list=None,         # Gets a `BadRecord` for each record left out
+    turns:str='all',       # 'last': in a conversation only the last answer is in the loss
 ) -> list:
-    "Supervised tuning: answers and stop tokens trained; a conversation that its template rewrites gives an example an answer"
+    "Supervised tuning: answers and stop tokens in the loss; one example per answer if the template changes earlier turns"
     exs = []
     for i,r in enumerate(progress(records, desc='tokenise')):
         try: exs += _answers(r, tok, full_loss, turns)
@@ -102,9 +102,9 @@ def sft_examples(
 # %% ../../nbs/reference/examples.ipynb #8839b734
 def fit_length(
     examples:list,  # Dicts of `input_ids` and `labels`
-    seq_len:int,    # Most tokens of an example
+    seq_len:int,    # Maximum number of tokens in an example
 ) -> tuple:
-    "Examples of at most `seq_len` tokens that still have a target, how many were cut, how many left out"
+    "Examples of at most `seq_len` tokens that still have a target, the number cut, and the number left out"
     short = [{k: v[:seq_len] for k,v in e.items()} for e in examples]
     usable = [bool((e['labels'][1:]!=-100).any()) for e in short]
     n_cut = sum(u and len(e['input_ids'])>seq_len for u,e in zip(usable, examples))

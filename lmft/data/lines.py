@@ -1,7 +1,7 @@
-"""Plain text, sentences a word a line, and tunes: streams of lines that are never held whole
+"""Plain text, sentences with one word per line, and tunes: streams of lines that are never held whole in memory
 
-A format is a function from a path to rows, each with its place. These formats are made of lines, and are read as a
-stream, so a file may be larger than memory.
+A file format is a function from a path to raw entries, each with its position. These formats consist of lines. They are
+read as a stream, so a file may be larger than memory.
 
 Docs: https://lmft-org.github.io/lmft/reference/lines.html.md"""
 
@@ -22,7 +22,7 @@ from .fields import placed, show_value, text_in
 
 # %% ../../nbs/reference/lines.ipynb #03c74306
 def _utf16(head):
-    "The codec of a file that begins with these bytes, if that is UTF-16"
+    "The codec of a file that starts with these bytes, if it is UTF-16"
     if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE): return 'utf-16'
     if len(head)>=4 and head[0] and head[2] and not head[1] and not head[3]: return 'utf-16-le'
     if len(head)>=4 and head[1] and head[3] and not head[0] and not head[2]: return 'utf-16-be'
@@ -44,7 +44,7 @@ class _Recoded(io.RawIOBase):
 def open_file(
     path:Path,  # Plain or gzipped file
 ):
-    "A file to read bytes from, UTF-16 as UTF-8; what the system cannot read is an `LmftError`"
+    "Open a file for reading bytes, with UTF-16 converted to UTF-8; a file that cannot be read is an `LmftError`"
     try:
         with (gzip.open if path.name.lower().endswith('.gz') else open)(path, 'rb') as f:
             codec = _utf16(f.peek(4)[:4])
@@ -57,7 +57,7 @@ def open_file(
 _split = re.compile(rb'(?:\r|[\xc2-\xf4]|[\xe0-\xf4][\x80-\xbf]|[\xf0-\xf4][\x80-\xbf]{2})\Z')
 
 def _piece(f, limit):
-    "The next line of `f`, or the next `limit` bytes of it and the few that end its last character"
+    "The next line of `f`, or its next `limit` bytes plus the bytes that complete the last character"
     raw = f.readline(limit)
     while _split.search(raw[-3:]) and (more := f.read(1)): raw += more
     return raw
@@ -65,9 +65,9 @@ def _piece(f, limit):
 # %% ../../nbs/reference/lines.ipynb #511e7fb0
 def text_lines(
     path:Path,  # Plain or gzipped file
-    limit=-1,   # Most bytes in a piece; -1: whole lines
-):              # Yields (line number from 1, text, why): `why` is None, or what is not UTF-8
-    "The lines of a file with their line ends, strict UTF-8, without byte-order mark, CRLF as LF"
+    limit=-1,   # Maximum number of bytes in a segment; -1: whole lines
+):              # Yields (line number from 1, text, why): `why` is None, or names the bytes that are not UTF-8
+    "The lines of a file with their line ends; strict UTF-8, without byte-order mark, CRLF as LF"
     n,at = 1,0
     with open_file(path) as f:
         while raw := _piece(f, limit):
@@ -80,7 +80,7 @@ def text_lines(
 
 # %% ../../nbs/reference/lines.ipynb #e5f46367
 def _cut(text, size):
-    "Where to cut `text` so that at most `size` characters stand before the cut"
+    "The position at which to cut `text`, so that at most `size` characters come before the cut"
     for pause in ('\n\n', '\n', ' '):
         at = text.rfind(pause, size//2, size)
         if at >= 0: return at+len(pause)
@@ -88,10 +88,10 @@ def _cut(text, size):
 
 # %% ../../nbs/reference/lines.ipynb #f6a1d232
 def txt_chunks(
-    pieces,       # Iterable of str, the text in any pieces
-    size=16_384,  # Most characters in a chunk; blank space at the very end may add to the last
+    pieces,       # Iterable of str, the text in segments of any size
+    size=16_384,  # Maximum number of characters in a chunk; whitespace at the very end may be added to the last
 ):                # Yields str; joined they are the text
-    "Cut a stream of text at its pauses; holds two chunks and a piece, however long the text"
+    "Cut a stream of text at natural breaks; holds at most two chunks and a segment, for any length of text"
     buf = ''
     for p in pieces:
         buf += p
@@ -107,8 +107,8 @@ def txt_chunks(
 # %% ../../nbs/reference/lines.ipynb #99d613c4
 def txt_rows(
     path:Path,  # Text file
-):              # Yields (place, row)
-    "A `.txt` file as rows of text, with the number of the chunk in `continues`, 0 for the last of several; bad UTF-8 is raised"
+):              # Yields (position, entry)
+    "A `.txt` file as chunks of text; `continues` is the number of the chunk, 0 for the last of several; bad UTF-8 is raised"
     def pieces():
         for n,text,why in text_lines(path, 2**16):
             if why: raise BadRecord(why, path, n, mend='save the file as UTF-8')
@@ -125,7 +125,7 @@ def txt_rows(
 _comment = re.compile(r'#\s*[\w:.-]+\s*=|#\s*new(doc|par)\b')
 
 class _Columns:
-    "Splits lines like the first one, and holds the tags of a file to one way of writing them"
+    "Splits lines like the first one, and checks that all tags of a file use one format"
     width = tab = trail = positions = None
     def parts(self, line):
         cols = line.split('\t') if self.tab else [c for c in line.split(' ') if c]
@@ -157,7 +157,7 @@ class _Columns:
 
 # %% ../../nbs/reference/lines.ipynb #2b7381ed
 def _blocks(path, stop=lambda line: False):
-    "Yield the blocks of a file as lists of (line number, line or BadRecord); a blank line, or a `stop`, ends one"
+    "Yield the blocks of a file as lists of (line number, line or BadRecord); a blank line or a `stop` line ends a block"
     block = []
     for n,text,why in chain(text_lines(path), [(0, '\n', None)]):
         line = text.rstrip('\n')
@@ -169,7 +169,7 @@ def _blocks(path, stop=lambda line: False):
 
 # %% ../../nbs/reference/lines.ipynb #6b954815
 def _sentence(path, block, split):
-    "The tokens and tags of a block of lines, or what is wrong with it"
+    "The tokens and tags of a block of lines, or the first `BadRecord` in it"
     pairs,bad,blank = [],None,0
     for n,line in block:
         try:
@@ -184,12 +184,12 @@ def _sentence(path, block, split):
 
 # %% ../../nbs/reference/lines.ipynb #c41fef81
 def conll_rows(
-    path:Path,  # Tokens and tags, one a line
-):              # Yields (place, row)
-    "The sentences of a CoNLL file; `-DOCSTART-` lines and comments are passed over"
+    path:Path,  # File with one token and its tag per line
+):              # Yields (position, entry)
+    "The sentences of a CoNLL file; `-DOCSTART-` lines and comments are skipped"
     split = _Columns()
     for block in _blocks(path, lambda line: line.startswith('-DOCSTART-')):
-        if split.width is None:                                        # the first token says what a line is
+        if split.width is None:                                        # the first token decides the format of a line
             head = next((line for _,line in block if isinstance(line, str) and not _comment.match(line)), None)
             try: split(head or '')
             except BadRecord: split = _Columns()
@@ -202,8 +202,8 @@ def conll_rows(
 # %% ../../nbs/reference/lines.ipynb #f83ef201
 def abc_rows(
     path:Path,  # Tunes in ABC notation, separated by blank lines
-):              # Yields (place, row)
-    "The tunes of an ABC file as rows of text"
+):              # Yields (position, entry)
+    "The tunes of an ABC file as texts"
     for block in _blocks(path):
         bad = next((line for _,line in block if isinstance(line, BadRecord)), None)
         while not bad and block and block[0][1].startswith('%'): block.pop(0)

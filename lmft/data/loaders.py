@@ -1,8 +1,8 @@
-"""From records to what a model sees: tokens, which of them are trained, and batches without waste
+"""From records to what a model sees: tokens, which of them are in the loss, and batches with little padding
 
-Text becomes tokens once, and each token knows whether it is trained. A batch is `({inputs}, targets)`: the targets
-are the one-dimensional vector of the trained tokens alone, so every mean over them is a mean per token. Documents
-are packed into rows, best fit first, and no document sees its neighbour.
+Text is tokenised once. The labels mark which tokens are in the loss. A batch is `({inputs}, targets)`. The targets are
+a one-dimensional vector that holds only the tokens in the loss, so every mean over them is a mean per token. Documents
+are packed into sequences by best fit, and no document sees another one.
 
 Docs: https://lmft-org.github.io/lmft/learn/batches.html.md"""
 
@@ -31,10 +31,10 @@ from torch.nn.utils.rnn import pad_sequence
 # %% ../../nbs/learn/01_batches.ipynb #126e650a
 def pack(
     lengths,      # Number of tokens of each example, each at most `seq_len`
-    seq_len:int,  # Most tokens of a row
+    seq_len:int,  # Maximum number of tokens in a sequence
 ) -> list:
-    "Rows of example indices, best fit decreasing, so that no row holds more than `seq_len` tokens"
-    rows,open_rows,room = [],{},0                          # room: bit k is set if a row with k tokens free is open
+    "Sequences as lists of example indices, by best fit decreasing; no sequence holds more than `seq_len` tokens"
+    rows,open_rows,room = [],{},0                          # room: bit k is set if a sequence with k free tokens is open
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         fits = room >> lengths[i]
         free = lengths[i]+(fits & -fits).bit_length()-1 if fits else seq_len
@@ -50,7 +50,7 @@ def pack(
 
 # %% ../../nbs/learn/01_batches.ipynb #07757d9c
 def _row(examples, shift):
-    "One row: `input_ids`, `targets` (-100 where nothing is predicted) and `position_ids` of its examples end to end"
+    "One sequence: `input_ids`, `targets` (-100: no prediction) and `position_ids` of its concatenated examples"
     ids = torch.cat([e['input_ids'] for e in examples])
     if shift: y = torch.cat([F.pad(e['labels'][1:], (0,1), value=-100) for e in examples])
     else: y = torch.cat([e['labels'] for e in examples])
@@ -58,13 +58,13 @@ def _row(examples, shift):
 
 # %% ../../nbs/learn/01_batches.ipynb #62b15d90
 def make_batch(
-    rows:list,          # Rows, each a list of examples; one example a row unless `packed`
-    pad_id:int=0,       # Token that fills the rectangle; never looked at again
-    packed:bool=True,   # Rows may hold several examples, told apart by `position_ids` (else by `attention_mask`)
-    shift:bool=True,    # Predict the next token (causal); False: labels stand at the token itself
+    rows:list,          # Sequences, each a list of examples; one example per sequence unless `packed`
+    pad_id:int=0,       # Padding token; it has no effect on the result
+    packed:bool=True,   # Sequences may hold several examples, separated by `position_ids`; False: `attention_mask` marks padding
+    shift:bool=True,    # Predict the next token (causal); False: each label belongs to the token at its own position
     left:bool=False,    # Pad on the left, as generation does; not with `packed`
 ) -> tuple:
-    "`({input_ids, position_ids, keep, n_tokens[, attention_mask]}, targets)`; (rows, tokens), and (kept tokens,)"
+    "`({input_ids, position_ids, keep, n_tokens[, attention_mask]}, targets)`; shapes (sequences, tokens), (tokens in the loss,)"
     ids,y,pos = zip(*(_row(r, shift) for r in rows))
     n,T = [*map(len, ids)],max(map(len, ids))
     def fill(vs, value=0): return pad_sequence(vs, True, value, 'left' if left else 'right')
@@ -79,7 +79,7 @@ def make_batch(
 
 # %% ../../nbs/learn/01_batches.ipynb #6755ace9
 class LMDL(DataLoader):
-    "Batches of `bs × n_acc` rows; with `n_acc` > 1 as `({'window': [micro-batches]}, targets)`"
+    "Batches of `bs × n_acc` sequences; with `n_acc` > 1 as `({'window': [micro-batches]}, targets)`"
     def __init__(self, dataset, tok=None, bs=8, n_acc=1, packed=True, by_length=False, shift=True, seed=0,
                  shuffle=False, **kwargs):
         self._args = dict(tok=tok, bs=bs, n_acc=n_acc, packed=packed, by_length=by_length, shift=shift, seed=seed,
@@ -96,7 +96,7 @@ class LMDL(DataLoader):
 
     def _collate(self, rows):
         ids = [self.tok.pad_token_id, self.tok.eos_token_id, self.tok.sep_token_id] if self.tok else [0]
-        fill = next((i for i in ids[self.packed:] if i is not None), ids[0])  # 🤗 warns of pads where there is no mask
+        fill = next((i for i in ids[self.packed:] if i is not None), ids[0])  # 🤗 warns about padding without a mask
         return make_batch(rows, fill, self.packed, self.shift)
     def get_idxs(self): return self.shuffle_fn(range(self.n)) if self.shuffle else range(self.n)
     def retain(self, res, b): return res
@@ -107,29 +107,29 @@ class LMDL(DataLoader):
 
 # %% ../../nbs/learn/01_batches.ipynb #68b367fe
 def row_len(row):
-    "Tokens of a sequence, a list of examples"
+    "Number of tokens of a sequence, which is a list of examples"
     return sum(len(e['input_ids']) for e in row)
 
 def _shuffled(n, rng):
-    "What `rng.sample(range(n), n)` gives, in 4 bytes a number"
+    "The same order as `rng.sample(range(n), n)`, with 4 bytes per number"
     order = array('i', range(n))
     rng.shuffle(order)
-    if n: rng.randrange(1)                                  # `sample` draws a last time, from one number
+    if n: rng.randrange(1)                                  # `sample` also calls the generator for the last number
     return np.array(order[::-1], dtype=np.int32)
 
 # %% ../../nbs/learn/01_batches.ipynb #d79f4169
 def by_length_order(
-    lengths,     # Number of tokens of each row
-    window:int,  # Rows that one optimiser step learns from
+    lengths,     # Number of tokens of each sequence
+    window:int,  # Sequences per optimiser step (size of an accumulation group)
     rng,         # `random.Random`
-    pool:int=50, # Windows that are sorted together
+    pool:int=50, # Number of accumulation groups that are sorted together
 ) -> np.ndarray:
-    "Indices shuffled so that each window holds rows of like length"
+    "Indices shuffled so that each accumulation group holds sequences of similar length"
     lengths,idxs = np.asarray(lengths),_shuffled(len(lengths), rng)
     for i in range(0, len(idxs), pool*window):
         some = idxs[i:i+pool*window]
         idxs[i:i+pool*window] = some[np.argsort(lengths[some], kind='stable')]
-    n = len(idxs)//window                                   # the window that is not full comes last
+    n = len(idxs)//window                                   # an incomplete group comes last
     return np.concatenate([idxs[:n*window].reshape(n, window)[_shuffled(n, rng)].ravel(), idxs[n*window:]])
 
 # %% ../../nbs/learn/01_batches.ipynb #7744bcb4
@@ -141,7 +141,7 @@ def shuffle_fn(self:LMDL, idxs):
 
 # %% ../../nbs/learn/01_batches.ipynb #9832d13d
 def _spans(ids, trained, starts, tok):
-    "HTML of one row: runs of tokens of the same kind, decoded together"
+    "HTML of one sequence: consecutive tokens of the same kind are decoded together"
     stops = control_tokens(tok)[0]
     kind = ['stop' if t and i in stops else 'trained' if t else 'context' for i,t in zip(ids, trained)]
     style = dict(stop='color:#c00;font-weight:bold', trained='background:#cfc;color:#060', context='color:#888')
@@ -156,7 +156,7 @@ def _spans(ids, trained, starts, tok):
 # %% ../../nbs/learn/01_batches.ipynb #04277ad8
 @patch
 def show_batch(self:LMDL, b=None, max_n:int=4, max_tokens:int=200, **kwargs):
-    "The first rows of a batch: context grey, trained green, stop tokens red, ┃ before a new document"
+    "The first sequences of a batch: context grey, tokens in the loss green, stop tokens red, ┃ before a new document"
     inputs,*_ = b or self.one_batch()
     if 'window' in inputs: inputs = inputs['window'][0][0]
     rows = []
@@ -169,7 +169,7 @@ def show_batch(self:LMDL, b=None, max_n:int=4, max_tokens:int=200, **kwargs):
 # %% ../../nbs/learn/01_batches.ipynb #1553a445
 @patch
 def show_results(self:LMDL, b, out, max_n:int=4, max_tokens:int=40, **kwargs):
-    "Targets and predictions (token ids) of the first rows, decoded"
+    "Decoded targets and predictions (token ids) of the first sequences"
     n = b[0]['keep'].sum(1).tolist()
     pairs = [[self.tok.decode(v[:max_tokens]) for v in (y, p)] for y,p in zip(b[1].split(n), out.split(n))][:max_n]
     display(pd.DataFrame(pairs, columns=['target', 'prediction']))
@@ -178,16 +178,17 @@ def show_results(self:LMDL, b, out, max_n:int=4, max_tokens:int=40, **kwargs):
 def lm_dls(
     train:list,          # Examples to train on
     valid:list,          # Examples to validate on
-    tok,                 # Tokenizer, for padding and for showing
-    seq_len:int,         # Most tokens of a row
-    bs:int=8,            # Rows of a (micro-)batch
-    n_acc:int=1,         # Micro-batches of a step
-    packed:bool=True,    # Pack examples into rows; else one a row, like lengths together
-    shift:bool=True,     # Predict the next token; False: labels stand at the token itself
-    seed:int=0,          # Decides the order of rows
-    device=None,         # Where batches go; None: a GPU if there is one
+    tok,                 # Tokenizer, used for padding and for display
+    seq_len:int,         # Maximum number of tokens in a sequence
+    bs:int=8,            # Sequences in a (micro-)batch
+    n_acc:int=1,         # Micro-batches in an optimiser step
+    packed:bool=True,    # Pack examples into sequences; else one example per sequence, similar lengths together
+    shift:bool=True,     # Predict the next token; False: each label belongs to the token at its own position
+    by_length:bool=True, # Sequences of similar length share a batch, where they are not packed
+    seed:int=0,          # Decides the order of the sequences
+    device=None,         # Device of the batches; None: a GPU if there is one
 ) -> DataLoaders:
-    "DataLoaders of examples, packed into rows of `seq_len` tokens or padded"
+    "DataLoaders of examples, packed into sequences of `seq_len` tokens or padded"
     for name,exs in (('training', train), ('validation', valid)):
         if not exs: raise LmftError(f'no {name} example has a target within seq_len {seq_len}; use longer rows')
     def rows(exs):
@@ -200,16 +201,16 @@ def lm_dls(
         if not packed: return [[e] for e in exs]
         return [[exs[i] for i in r] for r in pack(sizes, seq_len)]
     device = device or pick_device()
-    kw = dict(tok=tok, bs=bs, packed=packed, shift=shift, by_length=not packed, device=device, seed=seed)
+    kw = dict(tok=tok, bs=bs, packed=packed, shift=shift, by_length=by_length and not packed, device=device, seed=seed)
     return DataLoaders(LMDL(rows(train), n_acc=n_acc, shuffle=True, **kw), LMDL(rows(valid), **kw), device=device)
 
 # %% ../../nbs/learn/01_batches.ipynb #e1dc95f7
 def clm_dls(train, valid, tok, seq_len=256, bos=None, **kwargs):
-    "DataLoaders for causal language modelling of text records; other arguments as `lm_dls`"
+    "DataLoaders for causal language modelling of text records; other arguments as in `lm_dls`"
     return lm_dls(*(clm_examples(rs, tok, seq_len, bos) for rs in (train, valid)), tok, seq_len, **kwargs)
 
 # %% ../../nbs/learn/01_batches.ipynb #1c53c32c
 def sft_dls(train, valid, tok, seq_len=512, full_loss=False, **kwargs):
-    "DataLoaders for supervised tuning on records with answers; other arguments as `lm_dls`"
+    "DataLoaders for supervised tuning on records with answers; other arguments as in `lm_dls`"
     sets = (fit_length(sft_examples(r, tok, full_loss), seq_len)[0] for r in (train, valid))
     return lm_dls(*sets, tok, seq_len, **kwargs)

@@ -1,8 +1,8 @@
-"""One message, whatever shape it comes in: OpenAI, 🤗, ShareGPT
+"""One message in any public format: OpenAI, 🤗, ShareGPT
 
-A message has a role and a content, and there are a dozen ways to write that down. Here it gets our names, and loses
-nothing that a chat template may print: thoughts, tool calls, the name of who speaks. What cannot be read is rejected
-with its field.
+A message has a role and a content, but there are many formats for it. Here each message gets lmft's names. Everything
+that a chat template may print is kept: reasoning, tool calls, the name of the speaker. A message that cannot be read is
+rejected, and the error names the field.
 
 Docs: https://lmft-org.github.io/lmft/reference/messages.html.md"""
 
@@ -17,11 +17,11 @@ import json
 from ..core import BadRecord, LmftError
 
 # %% ../../nbs/reference/messages.ipynb #3278f5dd
-roles_known = {r: r for r in ('system', 'developer', 'user', 'assistant', 'tool')}  # As data says them → our names
+roles_known = {r: r for r in ('system', 'developer', 'user', 'assistant', 'tool')}  # Names in data → lmft's names
 roles_known |= dict(human='user', gpt='assistant', function='tool')
 
 def _role(m):
-    "The role of a message by our names"
+    "The role of a message, with lmft's name"
     field = 'from' if 'role' not in m and 'from' in m else 'role'
     if field not in m: raise BadRecord('is missing', field=field)
     who = m[field]
@@ -33,9 +33,9 @@ def _role(m):
 # %% ../../nbs/reference/messages.ipynb #64a3dd88
 def content_text(
     content,          # str, list of parts `{'type': 'text', 'text': str}`, or None
-    field='content',  # Where it stands, for the error
+    field='content',  # Name of its field, for the error message
 ):
-    "The text of a content; `BadRecord` for a part that is no text"
+    "The text of a content; `BadRecord` for a part that is not text"
     if content is None: return ''
     if not isinstance(content, list): return content
     for i,p in enumerate(content):
@@ -46,7 +46,7 @@ def content_text(
 
 # %% ../../nbs/reference/messages.ipynb #843e5d11
 def _call(c, field):
-    "A tool call as `{id, type, function: {name, arguments}}`, its arguments an object"
+    "A tool call as `{id, type, function: {name, arguments}}`, with its arguments as an object"
     f = c.get('function') or c if isinstance(c, dict) else None
     if not isinstance(f, dict) or not isinstance(f.get('name'), str):
         raise BadRecord('names no function', field=field, mend="give {'function': {'name': …, 'arguments': {…}}}")
@@ -57,9 +57,9 @@ def _call(c, field):
 
 # %% ../../nbs/reference/messages.ipynb #12ab2b39
 def as_tools(
-    tools,  # List of tools as OpenAI writes them, the same as JSON text, or None
+    tools,  # List of tools in OpenAI's format, the same as JSON text, or None
 ):
-    "Tools as a chat template takes them: `{'type': 'function', 'function': {…}}` each; None for none"
+    "Tools in the format of chat templates, each `{'type': 'function', 'function': {…}}`; None if there are none"
     try: tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
     except ValueError: raise BadRecord('is not JSON', field='tools', mend='give a list of objects') from None
     if not tools: return None
@@ -68,14 +68,14 @@ def as_tools(
 
 # %% ../../nbs/reference/messages.ipynb #1e8c33a7
 def _weight(m):
-    "`{'weight': 0}` for a message that is not trained"
+    "`{'weight': 0}` for a message that is not in the loss"
     if m.get('weight') not in (None, 0, 1): raise BadRecord(f"is {m['weight']!r}", field='weight', mend='give 0 or 1')
     return dict(weight=0) if m.get('weight')==0 or m.get('train') is False else {}
 
 def as_message(
-    m,  # A message in the shape of OpenAI, 🤗 or ShareGPT
+    m,  # A message in the format of OpenAI, 🤗 or ShareGPT
 ) -> dict:
-    "The message by our names: role, content (a text), reasoning_content, tool_calls, tool_call_id, name, weight 0"
+    "The message with lmft's names: role, content (a text), reasoning_content, tool_calls, tool_call_id, name, weight 0"
     if not isinstance(m, dict): raise BadRecord(f'is {m!r:.40}', mend='give an object with role and content')
     role,field = _role(m),'value' if 'content' not in m and 'value' in m else 'content'
     calls = m.get('tool_calls') or ([m['function_call']] if m.get('function_call') else [])
@@ -92,7 +92,7 @@ def as_message(
 def to_messages(
     record:dict,  # messages, or instruction, input and output
 ) -> list:
-    "The conversation that a record stands for"
+    "The conversation of a record"
     if 'messages' in record: return record['messages']
     if 'instruction' not in record:
         raise LmftError(f'a record with the fields {sorted(record)} holds no answer to train on')
@@ -103,7 +103,7 @@ def to_messages(
 def messages_and_tools(
     prompt,  # str, list of messages, or dict of `messages` and perhaps `tools`
 ) -> tuple:  # (str or messages, tools or None)
-    "A prompt, and the tools that may be called in its answer"
+    "A prompt, and the tools that its answer may call"
     return (prompt['messages'], prompt.get('tools')) if isinstance(prompt, dict) else (prompt, None)
 
 # %% ../../nbs/reference/messages.ipynb #3f565afb
@@ -111,5 +111,5 @@ def as_asked(
     prompt,  # str or list of messages
     tok,     # Tokenizer
 ):
-    "A question as the turn that a chat model answers; a conversation, or text without a chat template, as it is"
+    "A question as a user turn for a chat model; a conversation, or text without a chat template, is returned unchanged"
     return [dict(role='user', content=prompt)] if isinstance(prompt, str) and tok.chat_template else prompt

@@ -1,9 +1,9 @@
-"""Records and tokens in files that are mapped, not loaded: memory stays flat and a killed run goes on, long since shards are written, resumed and read here
+"""Records and tokens in memory-mapped files that a killed run can resume, long since shards are written and read here
 
-Pretraining takes more text than memory holds. `records_on_disk` reads data once and keeps it in shards,
-`tokens_on_disk` does the same with tokens, and both give an `OnDisk`: a sequence of records or examples that reads an
-item when it is asked for. Shards are kept under a fingerprint of all that decides them, so a second run finds them,
-and one that was killed goes on with the next.
+Pretraining uses more text than memory can hold. `records_on_disk` reads data once and stores it in shards.
+`tokens_on_disk` does the same with tokens. Both return an `OnDisk`: a sequence of records or examples that reads an
+item from disk on access. The shards are stored under a fingerprint of everything that decides their content. So a
+second run reuses them, and a killed run continues with the next shard.
 
 Docs: https://lmft-org.github.io/lmft/reference/ondisk.html.md"""
 
@@ -40,7 +40,7 @@ from .splits import cut_text, split_places
 
 # %% ../../nbs/reference/ondisk.ipynb #d8380ae5
 def held_memory() -> int:
-    "Bytes that this process holds for itself, without the pages of mapped files (Linux)"
+    "Bytes of this process's own memory, without the pages of mapped files (Linux)"
     status = dict(line.split(':', 1) for line in Path('/proc/self/status').read_text().splitlines())
     return int(status['RssAnon'].split()[0])*1024
 
@@ -57,10 +57,10 @@ def _checksum(arrays):
 
 # %% ../../nbs/reference/ondisk.ipynb #8785ff49
 def write_shard(
-    path:Path,  # File that will exist when all is written
-    items:list, # Dicts of one-dimensional arrays; those of one item are of one length
+    path:Path,  # File; it exists only after everything is written
+    items:list, # Dicts of one-dimensional arrays; all arrays of one item have the same length
 ):
-    "Write items end to end, where each ends, and a checksum, all or nothing"
+    "Write the concatenated items, the end of each item, and a checksum; on failure there is no file"
     arrays = {k: _small(np.concatenate([i[k] for i in items])) for k in (items[0] if items else ())}
     arrays['ends'] = np.cumsum([len(next(iter(i.values()))) for i in items], dtype=np.int32)
     try:
@@ -71,7 +71,7 @@ def write_shard(
 
 # %% ../../nbs/reference/ondisk.ipynb #08e8932c
 def read_shard(
-    path:Path, # File that may be there
+    path:Path, # File that may exist
 ):             # Name → array, mapped; None if the file is missing or damaged
     "The arrays of a shard"
     try:
@@ -86,7 +86,7 @@ def grouped(
     most:int,  # Size at which a group is full
     size=len,  # Size of an item
 ):             # Yields lists
-    "Successive items in groups that are full with their last item"
+    "Successive items in groups; a group ends with the item that makes it full"
     group,n = [],0
     for item in items:
         group.append(item)
@@ -100,19 +100,19 @@ def grouped(
 def _shard(folder, i): return folder/f'{i:06d}.safetensors'
 
 def _done(folder):
-    "What is told of a whole folder; None if it is not whole"
+    "The information stored about a complete folder; None if the folder is incomplete"
     try: told = json.loads((folder/'done.json').read_text())
     except (OSError, ValueError): return None
     return told if all(read_shard(_shard(folder, i)) is not None for i in range(told['shards'])) else None
 
 # %% ../../nbs/reference/ondisk.ipynb #f376101c
 def keep_shards(
-    folder:Path,  # Where the shards are, or shall be
-    groups,       # Iterable of groups, the same ones whenever the folder is the same
-    make,         # Function of a group that gives the items to keep
-    tell=dict,    # Function that gives what else shall be remembered, when all is made
-) -> dict:        # What is remembered, and the number of `shards`
-    "Make the shards that are missing or damaged; others wait meanwhile"
+    folder:Path,  # Folder of the shards, existing or not
+    groups,       # Iterable of groups; for the same folder always the same groups
+    make,         # Function of a group that returns the items to store
+    tell=dict,    # Function called at the end that returns additional information to store
+) -> dict:        # The stored information, and the number of `shards`
+    "Make the shards that are missing or damaged; other processes wait meanwhile"
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise LmftError(f'{folder}: cannot be made ({e}); set LMFT_CACHE to a folder with room') from e
     with FileLock(f'{folder}.lock'):
@@ -127,10 +127,10 @@ def keep_shards(
 
 # %% ../../nbs/reference/ondisk.ipynb #70663003
 class OnDisk(Sequence):
-    "Items of a folder of shards, each read when it is asked for"
+    "Items of a folder of shards, each read on access"
     def __init__(self,
-        folder:Path,  # As `keep_shards` leaves it
-        item=dict,    # Function that makes an item of a dict of arrays
+        folder:Path,  # Folder made by `keep_shards`
+        item=dict,    # Function that makes an item from a dict of arrays
         key=None,     # Fingerprint of the content
     ):
         self.folder,self.item,self.key = Path(folder),item,key
@@ -154,7 +154,7 @@ class OnDisk(Sequence):
 
     @property
     def lengths(self):
-        "Of each item, int32"
+        "Length of each item, int32"
         sizes = np.concatenate([np.empty(0, np.int32), *(np.diff(e, prepend=np.int32(0)) for e in self.ends)])
         return sizes if self.places is self.every else sizes[np.asarray(self.places, np.int32)]
 
@@ -177,13 +177,13 @@ def _from_line(arrays): return json.loads(arrays['json'].tobytes())
 _readers = [f'data/{m}' for m in 'fields conversations annotations shapes lines jsons tables files records'.split()]
 
 def records_on_disk(
-    paths,            # As for `read_records`
-    on_bad='error',   # As for `read_records`
+    paths,            # As in `read_records`
+    on_bad='error',   # As in `read_records`
     bad:list=None,    # With 'skip', receives each `BadRecord`
-    check=None,       # Function that raises an error for a record that shall not be there
-    columns=None,     # As for `read_records`
+    check=None,       # Function that raises an error for a record that is not allowed
+    columns=None,     # As in `read_records`
 ) -> OnDisk:
-    "Records of any data, read once and kept in the cache"
+    "Records of any data, read once and stored in the cache"
     found = [(str(s), digest(s)) for s in sources(paths)]
     folder = cache_dir()/f'records-{_hash(found, on_bad, columns, _code(*_readers))}'
     content,left_out,before = hashlib.sha256(),[],len(said)
@@ -196,17 +196,17 @@ def records_on_disk(
                        lambda: dict(content=content.hexdigest(), bad=[b.as_dict() for b in left_out],
                                     said=[*said][before:]))
     if bad is not None: bad += [BadRecord(**b) for b in told['bad']]
-    for line in told['said']: say_once(line)                        # a later process has not read the files
+    for line in told['said']: say_once(line)                        # a later process does not read the files
     records = OnDisk(folder, _from_line, told['content'])
-    if check: check(records[0])                                     # a later run may ask for another kind
+    if check: check(records[0])                                     # a later run may need another kind of record
     return records
 
 # %% ../../nbs/reference/ondisk.ipynb #4c9136b2
 def split_on_disk(
-    records:OnDisk,  # As `records_on_disk` gives them
-    frac:float=.1,   # Part for validation
-    seed:int=0,      # Another seed, another part
-    name='',         # Of the data, for messages
+    records:OnDisk,  # From `records_on_disk`
+    frac:float=.1,   # Share for validation
+    seed:int=0,      # Seed of the split
+    name='',         # Name of the data, for messages
 ) -> tuple:          # (train, valid)
     "As `split_records`, but the records stay on disk"
     if len(records)>1 or not (halves := 0<frac<1 and cut_text(records[0], frac)):
@@ -219,13 +219,13 @@ def split_on_disk(
     return tuple(map(kept, halves))
 
 def splits_on_disk(
-    paths,            # As for `read_splits`
-    valid=.1,         # As for `read_splits`
-    seed:int=0,       # Of the split
-    on_bad='error',   # As for `read_records`
-    bad:list=None,    # As for `read_records`
-    columns=None,     # As for `read_records`
-    check=None,       # As for `records_on_disk`
+    paths,            # As in `read_splits`
+    valid=.1,         # As in `read_splits`
+    seed:int=0,       # Seed of the split
+    on_bad='error',   # As in `read_records`
+    bad:list=None,    # As in `read_records`
+    columns=None,     # As in `read_records`
+    check=None,       # As in `records_on_disk`
 ) -> tuple:           # (train, valid)
     "As `read_splits`, but the records stay on disk"
     def read(found, on_bad, bad, columns): return records_on_disk(found, on_bad, bad, check, columns)
@@ -249,10 +249,10 @@ def text_examples(
 def clm_pieces(
     records:list,  # Records {'text': str}
     tok,           # Tokenizer
-    seq_len:int,   # Maximum tokens of an example, at least 2
-    bos:int=None,  # As for `chop`
+    seq_len:int,   # Maximum number of tokens in an example, at least 2
+    bos:int=None,  # As in `chop`
 ) -> list:
-    "The examples of `clm_examples`, of many records at once"
+    "The examples of `clm_examples`, computed for many records at once"
     if seq_len<2: raise LmftError(f'seq_len is {seq_len}; a sequence needs at least 2 tokens, one to predict the other')
     return [p for e in text_examples(records, tok) for p in chop(e, seq_len, bos) if len(p['input_ids'])>1]
 
@@ -266,11 +266,11 @@ def _kept(e): return {k: v for k,v in e.items() if k!='labels' or not torch.equa
 def tokens_on_disk(
     records:OnDisk,    # Records {'text': str}
     tok,               # Tokenizer
-    seq_len:int,       # Most tokens of an example
-    make=clm_pieces,   # Function of (records, tok, seq_len) that gives examples
-    **options          # More arguments of `make`
+    seq_len:int,       # Maximum number of tokens in an example
+    make=clm_pieces,   # Function of (records, tok, seq_len) that returns examples
+    **options          # Other arguments of `make`
 ) -> OnDisk:
-    "Examples of records, made once and kept in the cache"
+    "Examples of records, made once and stored in the cache"
     chosen = hashlib.sha256(np.array(records.places, np.int32)).hexdigest()
     known = tok.backend_tokenizer.to_str(),tok.special_tokens_map
     key = _hash(records.key, chosen, known, seq_len, make.__name__, options, _code('data/tokenizers', 'data/examples', 'stages/pretraining'))
@@ -282,9 +282,9 @@ def tokens_on_disk(
 # %% ../../nbs/reference/ondisk.ipynb #d6d30c53
 def pack_flat(
     lengths,      # Number of tokens of each example, each at most `seq_len`; array
-    seq_len:int,  # Most tokens of a row
+    seq_len:int,  # Maximum number of tokens in a sequence
 ) -> tuple:       # (order, ends)
-    "The rows of `pack` end to end in one array, and where each ends"
+    "The sequences of `pack`, concatenated in one array, and the end of each"
     order = np.argsort(-lengths, kind='stable').astype(np.int32)
     rows,under = np.empty((2, len(order)), np.int32)
     top,room,n_rows = [-1]*(seq_len+1),0,0
@@ -302,28 +302,28 @@ def pack_flat(
 
 # %% ../../nbs/reference/ondisk.ipynb #57756bad
 class Rows(Sequence):
-    "Rows of examples, as lists that are made when they are asked for"
+    "Sequences of examples, as lists that are made on access"
     def __init__(self,
         examples:OnDisk,  # Examples
-        order,            # Their numbers, row by row
-        ends,             # Where each row ends in `order`
+        order,            # Their indices, sequence by sequence
+        ends,             # End of each sequence in `order`
     ): self.examples,self.order,self.ends = examples,order,ends
 
     def __len__(self): return len(self.ends)
     def __getitem__(self, i):
-        end = self.ends[i]                                           # an IndexError beyond the last
+        end = self.ends[i]                                           # raises IndexError after the last
         return [self.examples[j] for j in self.order[self.ends[i-1] if i else 0:end]]
 
     @property
     def lengths(self):
-        "Tokens of each row"
+        "Number of tokens of each sequence"
         return np.add.reduceat(self.examples.lengths[self.order], np.r_[0, self.ends[:-1]])
 
 # %% ../../nbs/reference/ondisk.ipynb #5d3df501
 @patch
 def rows(self:OnDisk,
-    seq_len:int=None, # Most tokens of a row; None: one example a row
+    seq_len:int=None, # Maximum number of tokens in a sequence; None: one example per sequence
 ) -> Rows:
-    "The rows that a DataLoader draws from"
+    "The sequences from which a DataLoader makes batches"
     one_each = np.arange(len(self), dtype=np.int32)
     return Rows(self, *pack_flat(self.lengths, seq_len)) if seq_len else Rows(self, one_each, one_each+1)

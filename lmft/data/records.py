@@ -1,8 +1,9 @@
-"""Any data as plain dicts: one call for every file, folder and shape, every bad record named
+"""Any data as plain dicts: one call for every file, folder and format; every bad record is named
 
-Data comes in many formats (text, JSON Lines, CSV, Parquet, CoNLL, ABC, folders written by 🤗 datasets) and in many
-shapes (Alpaca, ShareGPT, SQuAD, …). `read_records` turns any of them into plain dicts, one at a time, so that a file
-larger than memory can be read. What cannot be used is a `BadRecord` that says where; what is not used is said.
+Data comes in many file formats (text, JSON Lines, CSV, Parquet, CoNLL, ABC, folders written by 🤗 datasets) and in many
+record formats (Alpaca, ShareGPT, SQuAD, …). `read_records` turns any of them into plain dicts, one at a time, so that a
+file larger than memory can be read. A record that cannot be used is a `BadRecord` with its position. Unused fields are
+reported.
 
 Docs: https://lmft-org.github.io/lmft/reference/records.html.md"""
 
@@ -24,7 +25,7 @@ from .tables import label_type
 
 # %% ../../nbs/reference/records.ipynb #fc76ba9d
 class _File:
-    "Records of the rows of one source, and what holds for all of them"
+    "Records from the entries of one source, and the properties shared by all of them"
     def __init__(self, src, columns):
         self.src,self.columns,self.shape,self.label = src,columns,None,None
         self.unused,self.called,self.trimmed,self.as_label = {},{},None,None
@@ -47,21 +48,21 @@ class _File:
             if not _is_table(self.src): raise
             raise BadRecord(e.why, mend=f'{e.mend}; if these are no names, the file has no header') from None
         try: self.called |= records_of(row, shape, frozenset(self.columns))[2]
-        except BadRecord: pass                                                            # told with its place, later
+        except BadRecord: pass                                                            # reported with its position, later
         return shape
 
 # %% ../../nbs/reference/records.ipynb #a095c8ed
 def _is_table(src): return isinstance(src, Path) and suffix_of(src) in ('.csv', '.tsv')
 
 def _column(src, columns, name):
-    "The texts in one column of a CSV file; what is wrong with the file is told by the reader"
+    "The texts in one column of a CSV file; errors in the file are reported by the reader"
     try:
         for _,row in rows_of(src):
             if isinstance(row, dict) and isinstance(y := renamed(row, columns).get(name), str): yield y
     except LmftError: return
 
 def _typed(self, y, name):
-    "The label as it is meant; `BadRecord` if it is of another type than the first"
+    "The label with its intended type; `BadRecord` if its type differs from that of the first label"
     if _is_table(self.src) and isinstance(y, str):
         self.as_label = self.as_label or label_type(_column(self.src, self.columns, name))
         y = self.as_label(y)
@@ -79,7 +80,7 @@ _File.typed = _typed
 
 # %% ../../nbs/reference/records.ipynb #9e6f2c69
 def _tell(file):
-    "Say once what a file calls our fields, which labels were trimmed, and which fields were not used"
+    "Report once the field names of a file, trimmed labels, and unused fields"
     if file.called: say_once(f"{file.src}: {', '.join(f'{k} is read from {v}' for k,v in file.called.items())}")
     if y := file.trimmed:
         say_once(f'{file.src}: blanks around labels are left out ({show_value(y)} is {show_value(y.strip())})')
@@ -89,7 +90,7 @@ def _tell(file):
 
 # %% ../../nbs/reference/records.ipynb #389ed440
 def _file_records(src, columns):
-    "The records of one source, in order; a row that cannot be used comes as a `BadRecord` with its place"
+    "The records of one source, in order; an entry that cannot be used is yielded as a `BadRecord` with its position"
     file,place = _File(src, columns),None
     try:
         for place,row in rows_of(src):
@@ -106,18 +107,18 @@ def _file_records(src, columns):
 
 # %% ../../nbs/reference/records.ipynb #039660fc
 def read_records(
-    paths,            # File, folder or 'hf:NAME[:SPLIT]', or a list of them; of splits, the training split
-    on_bad='error',   # 'error': raise the first `BadRecord`; 'skip': go on without it
+    paths,            # File, folder or 'hf:NAME[:SPLIT]', or a list of them; with several splits, the training split
+    on_bad='error',   # 'error': raise the first `BadRecord`; 'skip': continue without it
     bad:list=None,    # With 'skip', receives each `BadRecord`
-    columns=None,     # Our field → name in the files, or 'text=review,label=sentiment', as for `parse_columns`
+    columns=None,     # lmft's field → name in the files, or 'text=review,label=sentiment', as in `parse_columns`
 ):                    # Iterator of dict, as in `shapes`; `LmftError` if there is nothing to read
-    "Plain dict records of any known format and shape, one at a time"
+    "Plain dict records of any known file format and record format, one at a time"
     if on_bad not in ('error', 'skip'): raise LmftError(f"on_bad is '{on_bad}'; use error or skip")
     return _read(sources(paths), parse_columns(columns), on_bad=='skip', [] if bad is None else bad)
 
 # %% ../../nbs/reference/records.ipynb #dda37294
 def _read(found, columns, skip, bad):
-    "Records of all sources `found`; bad ones raised, or put into `bad`"
+    "Records of all sources in `found`; bad ones are raised, or appended to `bad`"
     n,n_bad,first = 0,0,None
     for src in found:
         for r in _file_records(src, columns):
@@ -141,10 +142,10 @@ def _titles(paths): return ', '.join(map(str, [paths] if isinstance(paths, (str,
 
 # %% ../../nbs/reference/records.ipynb #f3d6d56b
 def split_sources(
-    paths,     # As for `read_records`
-    valid=.1,  # Part of the records for validation, or data as for `paths`
-) -> tuple:    # (sources to train on, sources to validate on: [] for a part of the others)
-    "Which files train and which validate; a test split never trains"
+    paths,     # As in `read_records`
+    valid=.1,  # Share of the records for validation, or data as in `paths`
+) -> tuple:    # (training sources, validation sources; [] means a part of the training sources)
+    "Decide which files are for training and which for validation; a test split is never used for training"
     splits,frac = find_splits(paths),_fraction(valid)
     train,name = splits.get('train', []),_titles(paths)
     if not train:
@@ -167,16 +168,16 @@ def split_sources(
 
 # %% ../../nbs/reference/records.ipynb #ff469580
 def read_splits(
-    paths,            # As for `read_records`
-    valid=.1,         # Part for validation, where `paths` have no split for it; or data as for `paths`
-    seed:int=0,       # Of the split
-    on_bad='error',   # As for `read_records`
-    bad:list=None,    # As for `read_records`
-    columns=None,     # As for `read_records`
-    read=None,        # Function of (sources, on_bad, bad, columns); None: a list of `read_records`
+    paths,            # As in `read_records`
+    valid=.1,         # Share for validation if `paths` have no validation split; or data as in `paths`
+    seed:int=0,       # Seed of the split
+    on_bad='error',   # As in `read_records`
+    bad:list=None,    # As in `read_records`
+    columns=None,     # As in `read_records`
+    read=None,        # Function of (sources, on_bad, bad, columns); None: a list from `read_records`
     split=split_records,  # Function of (records, frac, seed, name)
 ) -> tuple:           # (train, valid)
-    "Records to train on and records to validate on"
+    "Records for training and records for validation"
     def listed(found, *args): return list(read_records(found, *args))
     train,held = split_sources(paths, valid)
     records = (read or listed)(train, on_bad, bad, columns)
@@ -186,16 +187,16 @@ def read_splits(
 # %% ../../nbs/reference/records.ipynb #550f2cf9
 def records_from(
     rows,             # Iterable of dict, such as a list or a 🤗 dataset
-    on_bad='error',   # As for `read_records`
-    bad:list=None,    # As for `read_records`
-    columns=None,     # As for `read_records`
-    name='the data',  # For messages
+    on_bad='error',   # As in `read_records`
+    bad:list=None,    # As in `read_records`
+    columns=None,     # As in `read_records`
+    name='the data',  # Name in messages
 ) -> list:
-    "Records of dicts that are in memory"
+    "Records from dicts in memory"
     if on_bad not in ('error', 'skip'): raise LmftError(f"on_bad is '{on_bad}'; use error or skip")
     file,records = _File(name, parse_columns(columns)),[]
     feature = getattr(rows, 'features', None) or {}
-    named = {k: f for k,f in feature.items() if hasattr(f, 'int2str')}                 # a class that a 🤗 dataset names
+    named = {k: f for k,f in feature.items() if hasattr(f, 'int2str')}                 # class names of a 🤗 dataset
     for i,row in enumerate(rows):
         try:
             row = {k: named[k].int2str(v) if k in named and v is not None else v for k,v in row.items()} if named else row

@@ -1,7 +1,8 @@
-"""Write messages as text with any chat template; find out which form it expects and where an answer stops
+"""Write messages as text with any chat template; find out which form it expects and where an answer ends
 
-A tokenizer's chat template writes messages as one text. Templates expect different forms: content in parts, arguments of
-a tool call as text. The form is found by trying, once. The stop token, which follows an answer, is found in the same way.
+A tokenizer's chat template writes messages as one text. Templates expect different forms, for example content in parts,
+or arguments of a tool call as text. lmft finds the form by trying, once per template. It finds the stop token, which
+follows an answer, in the same way.
 
 Docs: https://lmft-org.github.io/lmft/reference/templates.html.md"""
 
@@ -72,7 +73,7 @@ _called = [_user('a'), _assistant('', tool_calls=[_call])]
 
 # %% ../../nbs/reference/templates.ipynb #9bd45d3e
 def _fitted(m, wants):
-    "A message as the template wants it"
+    "A message in the form that the template expects"
     m,calls = dict(m),m.get('tool_calls', ())
     if m['role']=='developer' and not wants.developer: m['role'] = 'system'
     if calls and not wants.objects:
@@ -89,7 +90,7 @@ def _jinja(messages, template, special, wants, tools=None, **kw):
 # %% ../../nbs/reference/templates.ipynb #9192dc40
 @lru_cache(maxsize=64)
 def _wants(template, special):
-    "How a template wants its messages, found by trying: content as parts, arguments as objects, None beside tool calls"
+    "The form that a template expects, found by trying: content as parts, arguments as objects, None with tool calls"
     def shows(messages, wants, *texts, **kw):
         try: out = _jinja(messages, template, special, wants, **kw)[0][0]
         except Exception: return False
@@ -103,22 +104,22 @@ def _special(tok): return tuple(sorted((k, str(v)) for k,v in tok.special_tokens
 
 # %% ../../nbs/reference/templates.ipynb #efa5a158
 def write_chat(
-    messages,    # Messages as `as_message` gives them; none: what stands before an opening answer
+    messages,    # Messages from `as_message`; an empty list: the text before a first answer
     tok,         # Tokenizer with a chat template
-    tools=None,  # As `as_tools` gives them
+    tools=None,  # Tools from `as_tools`
     **kwargs     # Variables of the template, such as `add_generation_prompt`
 ):
-    "The text that the chat template makes of messages, which are not looked at again"
+    "The text that the chat template makes of messages, which are not checked again"
     template,special = template_of(tok, tools),_special(tok)
     try: text = _jinja(messages, template, special, _wants(template, special), tools, **kwargs)[0][0]
     except Exception as e:
         if not messages and kwargs.get('add_generation_prompt'): return _opening(tok, tools)
         raise LmftError(f'the chat template refuses roles {[m["role"] for m in messages]}: {e}') from e
     if messages or not kwargs.get('add_generation_prompt'): return text
-    return text if (opening := _opening(tok, tools)).startswith(text) else opening     # such as the begin token of a first message
+    return text if (opening := _opening(tok, tools)).startswith(text) else opening     # such as the BOS token of a first message
 
 def _opening(tok, tools):
-    "What stands before the text of an answer that opens a conversation"
+    "The text before an answer that is the first message of a conversation"
     return write_chat([_assistant(_needle)], tok, tools).partition(_needle)[0]
 
 # %% ../../nbs/reference/templates.ipynb #f2242f2b
@@ -134,7 +135,7 @@ def checked_chat(
     tok,        # Tokenizer
     tools=None, # Tools
 ) -> tuple:
-    "Messages and tools by our names; `LmftError` where one holds a control token or cannot be used"
+    "Messages and tools with lmft's names; `LmftError` if one contains a special token or cannot be used"
     messages = [_placed(i, m) for i,m in enumerate(messages)]
     pattern = control_tokens(tok)[1]
     for m in [*messages, dict(role='tool', tools=tools or [])]:
@@ -160,19 +161,19 @@ def render(
 
 # %% ../../nbs/reference/templates.ipynb #7ba94531
 def marked_chat(messages, tok, tools=None):
-    "The text of a conversation, and where its `generation` blocks lie; None without such blocks"
+    "The text of a conversation, and the positions of its `generation` blocks; None without such blocks"
     template,special = template_of(tok, tools),_special(tok)
     if not re.search(r'{%-?\s*generation\s*-?%}', template): return write_chat(messages, tok, tools), None
-    write_chat(messages, tok, tools)                                                     # refuses what the template does
+    write_chat(messages, tok, tools)                                                     # raises an error if the template fails
     (text,),(spans,) = _jinja(messages, template, special, _wants(template, special), tools, return_assistant_tokens_mask=True)
     return text, spans
 
 # %% ../../nbs/reference/templates.ipynb #02e9937b
 def last_controls(
-    text,    # What an answer adds
-    pattern, # Of control tokens
+    text,    # Text that an answer adds
+    pattern, # Regular expression of the special tokens
 ) -> list:
-    "The control tokens at the end of a text, blanks apart, as matches in order"
+    "The special tokens at the end of a text, ignoring whitespace, as matches in order"
     found,end = [],len(text.rstrip())
     for m in reversed(list(pattern.finditer(text))):
         if m.end()!=end: break
@@ -182,19 +183,19 @@ def last_controls(
 
 # %% ../../nbs/reference/templates.ipynb #5fb2720a
 def next_control(text, at, pattern):
-    "The control token that comes next in a text, blanks apart, as a match"
+    "The next special token in a text, ignoring whitespace, as a match"
     return pattern.match(text, at+len(text[at:])-len(text[at:].lstrip()))
 
 # %% ../../nbs/reference/templates.ipynb #5e666d0b
 def _probe(messages, tok, tools=None):
-    "What the template makes of messages, '' where it refuses"
+    "The text that the template makes of messages, '' if it fails"
     try: return write_chat(messages, tok, tools)
     except LmftError: return ''
 
 Stops = namedtuple('Stops', 'answer call open_answer open_call')
 
 def _ends(messages, then, tok, tools=None):
-    "Control tokens at the end of an answer; else what the next turn puts behind it, up to its first control token"
+    "Special tokens at the end of an answer; else the text of the next turn, up to its first special token"
     text,pattern = _probe(messages, tok, tools),control_tokens(tok)[1]
     if found := [m.group() for m in last_controls(text, pattern)]: return found, None
     more = _probe([*messages, then], tok, tools)
@@ -207,34 +208,34 @@ def _stops(template, special, tok, n):
     asked,result = [_user('a')],dict(role='tool', content='a', tool_call_id=_call['id'], name='plugh')
     answer,open_answer = _ends([*asked, _assistant(_needle)], asked[0], tok)
     turn = [m.group() for m in last_controls(_probe(asked, tok), control_tokens(tok)[1])]
-    stop = next((t for t in answer if t in turn), None) or next(iter(answer), None)     # an answer ends as a question does
+    stop = next((t for t in answer if t in turn), None) or next(iter(answer), None)     # an answer ends like a question
     if _needle not in _probe(_called, tok, [_tool]): return Stops(stop, None, open_answer, None)
     call,open_call = _ends(_called, result, tok, [_tool])
     return Stops(stop, stop if stop in call else call[-1] if call else None, open_answer, open_call)
 
 def stops_of(tok):
-    "What the chat template writes after an answer and after a tool call, found by trying; `open_…` where the next turn does"
+    "Stop tokens after an answer and after a tool call, found by trying; `open_…`: text of the next turn that serves as one"
     return _stops(template_of(tok), _special(tok), tok, len(tok))
 
 # %% ../../nbs/reference/templates.ipynb #bcc89507
 def stop_tokens(
     tok, # Tokenizer
 ) -> list:
-    "Ids that end an answer: what the chat template writes after one (or after a tool call), and the end token"
+    "Ids that end an answer: the stop tokens of the chat template (after an answer or a tool call), and the EOS token"
     texts = [t for t in stops_of(tok)[:2] if t] if tok.chat_template else []
     return sorted({i for i in [tok.eos_token_id, *tok.convert_tokens_to_ids(texts)] if i is not None})
 
 # %% ../../nbs/reference/templates.ipynb #ca5c821b
 def is_dated(
-    messages,    # As `checked_chat` gives them
+    messages,    # Messages from `checked_chat`
     tok,         # Tokenizer with a chat template
-    tools=None,  # As `as_tools` gives them
+    tools=None,  # Tools from `as_tools`
 ) -> bool:
     "Does the template write a date?"
     template,special = template_of(tok, tools),_special(tok)
     def text(t, **kw): return _jinja(messages, t, special, _wants(template, special), tools, **kw)[0][0]
     try: return text(template)!=text(template.replace('strftime_now(', "'xyzzy' ~ ("), date_string='xyzzy')
-    except Exception: return False                                                  # the template refuses the messages
+    except Exception: return False                                                  # the template fails on the messages
 
 # %% ../../nbs/reference/templates.ipynb #82311ea8
 @lru_cache(maxsize=64)
@@ -247,7 +248,7 @@ def _header(template, special, tok, n):
 
 def header_of(
     tok,         # Tokenizer with a chat template
-    tools=None,  # As `as_tools` gives them
+    tools=None,  # Tools from `as_tools`
 ) -> str:
-    "What the template writes before the text of an answer where it has no generation prompt"
+    "The text that the template writes before an answer if it has no generation prompt"
     return _header(template_of(tok, tools), _special(tok), tok, len(tok))

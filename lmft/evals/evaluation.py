@@ -1,7 +1,7 @@
-"""What a model does with tasks it was not trained on, and how far a left-out task is from a left-out kind of task
+"""Scores on tasks that a model was not trained on: leaving out single tasks compared with leaving out whole clusters
 
-`evaluate` gives each task a score with its standard error. Options are chosen by their log-probability; other answers
-are written, and graded by exact match or ROUGE-L.
+`evaluate` gives each task a score with its standard error. Options are chosen by their log-probability. Other answers
+are generated, and graded by exact match or ROUGE-L.
 
 Docs: https://lmft-org.github.io/lmft/learn/evaluation.html.md"""
 
@@ -32,7 +32,7 @@ from ..models.parts import max_positions
 _english = DefaultTokenizer(use_stemmer=True)
 
 class _Words:
-    "Words of every script for `rouge_score`, which knows English alone; English words as it stems them"
+    "Words of every script for `rouge_score`, which supports only English; English words are stemmed as it does"
     def tokenize(self, text): return [s for w in words_of(text) for s in (_english.tokenize(w) if w.isascii() else [w])]
 
 _rouge = RougeScorer(['rougeL'], tokenizer=_Words())
@@ -41,26 +41,26 @@ metrics = dict(exact=lambda said, gold: float(plain_words(said)==plain_words(gol
 
 # %% ../../nbs/learn/10_evaluation.ipynb #5484f11f
 def metric_of(
-    rows:list,  # Rows of one task
+    rows:list,  # Records of one task
 ) -> str:       # Name in `metrics`
-    "Exact match where answers are options or mostly of three words or fewer, ROUGE-L where they are longer"
+    "Exact match if answers are options or mostly of three words or fewer; ROUGE-L if they are longer"
     short = statistics.median(len(plain_words(golds_of(r)[0])) for r in rows)<=3
     return 'exact' if short or all(r.get('options') for r in rows) else 'rouge_l'
 
 # %% ../../nbs/learn/10_evaluation.ipynb #b64fa2e0
 def grade(
-    row:dict,        # With `output`, or `references` where several are right
+    row:dict,        # Record with `output`, or with `references` if several answers are right
     said:str,        # Answer of a model
     metric='exact',  # Name in `metrics`
 ) -> float:
-    "From 0 to 1, the best of several references"
+    "Grade from 0 to 1; with several references the best match counts"
     return max(metrics[metric](said, gold) for gold in golds_of(row))
 
 # %% ../../nbs/learn/10_evaluation.ipynb #9edfc30a
 def standard_error(
-    values,  # Scores of independent rows
+    values,  # Scores of independent records
 ) -> float:
-    "Standard error of their mean; nan for a single value, and 0 where all are alike, which says too little"
+    "Standard error of the mean; nan for a single value; 0 if all values are equal, which is too small"
     values = list(values)
     return float(sem(values)) if len(values)>1 else math.nan
 
@@ -69,24 +69,24 @@ def mean_score(
     scores,  # Mean score of each task
     ses,     # Its standard error
 ):           # (mean, standard error)
-    "Each task counts the same, however many rows it has; the error is that of drawing other rows of these tasks"
+    "Each task has the same weight, whatever its number of records; the error is for other records of the same tasks"
     return statistics.fmean(scores),math.sqrt(sum(s*s for s in ses))/len(scores)
 
 # %% ../../nbs/learn/10_evaluation.ipynb #373ad318
 def _length(row, tok, shown=(), chat=False):
-    "Tokens of a prompt and its longest right answer"
+    "Number of tokens of a prompt and its longest right answer"
     return len(encode_prompt(few_shot(row, shown, chat), tok))+max(len(tok(f' {g}').input_ids) for g in golds_of(row))+1
 
 # %% ../../nbs/learn/10_evaluation.ipynb #a33b80ba
 def fit_tasks(
-    sides:list,      # Lists of rows of tasks, such as [train, test]
+    sides:list,      # Lists of records of tasks, such as [train, test]
     tok,             # Tokenizer
-    seq_len:int,     # Maximum tokens of prompt and answer together
-    chat=False,      # Asked in a conversation
-    on_bad='error',  # 'skip': leave out tasks of which no row fits, on all sides
-    bad:list=None,   # Gets a `BadRecord` for each of these
-) -> list:           # The sides, with the rows that fit
-    "The rows whose prompt and answer fit into `seq_len` tokens; each task must have one on each side where it stands"
+    seq_len:int,     # Maximum number of tokens of prompt and answer together
+    chat=False,      # Prompts are conversations
+    on_bad='error',  # 'skip': remove tasks without a fitting record from all lists
+    bad:list=None,   # Gets a `BadRecord` for each removed task
+) -> list:           # The lists, with the records that fit
+    "Records whose prompt and answer fit into `seq_len` tokens; each task must keep a record in each of its lists"
     fit = [[r for r in rows if _length(r, tok, chat=chat)<=seq_len] for rows in sides]
     lost = sorted({t for rows,rs in zip(sides, fit) for t in {r['task'] for r in rows}-{r['task'] for r in rs}})
     why = f'no row that fits into {seq_len} tokens'
@@ -102,26 +102,26 @@ def fit_tasks(
 
 # %% ../../nbs/learn/10_evaluation.ipynb #fe5d12ef
 def fitting(
-    rows:list,   # Rows of tasks
+    rows:list,   # Records of tasks
     tok,         # Tokenizer
-    seq_len,     # Maximum tokens of prompt and answer together
-    chat=False,  # Asked in a conversation
-    **kwargs     # As `fit_tasks`: on_bad, bad
+    seq_len,     # Maximum number of tokens of prompt and answer together
+    chat=False,  # Prompts are conversations
+    **kwargs     # `on_bad` and `bad`, as in `fit_tasks`
 ) -> list:
-    "The rows that fit into `seq_len` tokens"
+    "The records that fit into `seq_len` tokens"
     return fit_tasks([rows], tok, seq_len, chat, **kwargs)[0]
 
 # %% ../../nbs/learn/10_evaluation.ipynb #223f96a9
 def shown_examples(
-    rows:list,    # Rows that are asked
-    pool:list,    # Solved rows; those of the same task are shown
-    shots:int,    # Examples a row
+    rows:list,    # Records to be answered
+    pool:list,    # Records to sample demonstrations from; only those of the same task are used
+    shots:int,    # Number of demonstrations per record
     tok,          # Tokenizer
-    seq_len:int,  # Most tokens of prompt and answer together
-    chat=False,   # Shown as earlier turns of a conversation
-    seed:int=0,   # Decides which
-) -> list:        # Of lists of rows
-    "Solved examples for each row, fewer where the prompt would not fit"
+    seq_len:int,  # Maximum number of tokens of prompt and answer together
+    chat=False,   # Demonstrations are earlier turns of a conversation
+    seed:int=0,   # Seed of the sample
+) -> list:        # Of lists of records
+    "Few-shot demonstrations for each record; fewer if the prompt would be too long"
     drawn = draw_examples(rows, pool, shots, seed)
     for r,es in zip(rows, drawn):
         while es and _length(r, tok, es, chat)>seq_len: es.pop()
@@ -132,7 +132,7 @@ def shown_examples(
 
 # %% ../../nbs/learn/10_evaluation.ipynb #8862ab44
 def _that_leave_room(model, tok, rows, examples, chat, max_new_tokens, on_bad, bad):
-    "Of each row that can be asked: its number, and the tokens that the positions of the model leave to its answer"
+    "For each record that fits: its number, and the number of tokens that the context length leaves for its answer"
     room,most,full = max_positions(model),{},{}
     for i,(r,es) in enumerate(zip(rows, examples, strict=True)):
         n = 0 if r.get('options') or not room else virtual_tokens(model)+len(encode_prompt(few_shot(r, es, chat), tok))
@@ -149,7 +149,7 @@ def _that_leave_room(model, tok, rows, examples, chat, max_new_tokens, on_bad, b
 
 # %% ../../nbs/learn/10_evaluation.ipynb #2cf1f359
 def _answers(model, tok, rows, examples, most, chat, bs):
-    "An answer to each row, of at most so many tokens"
+    "An answer to each record, with at most `most[i]` tokens"
     said = {}
     for n,idxs in groupby(range(len(rows)), lambda i: most[i]).items():
         said |= zip(idxs, respond(model, tok, *([x[i] for i in idxs] for x in (rows, examples)), chat, n, bs))
@@ -159,15 +159,15 @@ def _answers(model, tok, rows, examples, most, chat, bs):
 def evaluate(
     model,                 # Causal 🤗 or peft model
     tok,                   # Its tokenizer
-    rows:list,             # Rows of one or more tasks
-    examples:list=None,    # Solved rows to show with each row, as `shown_examples` gives them
-    chat=False,            # Ask in a conversation, as models tuned on conversations expect
-    max_new_tokens:int=24, # Most tokens of an answer that is written; fewer where the model has no room for them
-    bs:int=64,             # Prompts at a time
-    on_bad='error',        # 'skip': leave out rows whose prompt fills all positions of the model
-    bad:list=None,         # Gets a `BadRecord` for each task that loses rows
+    rows:list,             # Records of one or more tasks
+    examples:list=None,    # Few-shot demonstrations of each record, from `shown_examples`
+    chat=False,            # Write prompts as conversations, for models tuned on conversations
+    max_new_tokens:int=24, # Maximum number of tokens in a generated answer; fewer if the context length is too short
+    bs:int=64,             # Prompts per batch
+    on_bad='error',        # 'skip': leave out records whose prompt fills the whole context length
+    bad:list=None,         # Gets a `BadRecord` for each task that loses records
 ):                         # DataFrame: task, cluster, n, metric, score, se
-    "A row a task: options are chosen by their log-probability, other answers are written"
+    "Table with one line per task: options are chosen by their log-probability, other answers are generated"
     examples,table = examples or [()]*len(rows),[]
     most = _that_leave_room(model, tok, rows, examples, chat, max_new_tokens, on_bad, bad)
     rows,examples,most = [rows[i] for i in most],[examples[i] for i in most],[*most.values()]

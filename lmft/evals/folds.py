@@ -1,8 +1,8 @@
-"""A model for every cluster of tasks that is left out, and for each place of a task, on equally much data
+"""A model for every cluster of tasks that is left out, and for every group of single tasks, each on equally much data
 
-`loco` trains a model for every cluster of tasks that is left out, and for the usual way of leaving out single tasks,
-all on equally much data, so that the two can be compared. What is left out is held by hash against what is trained
-on.
+`loco` trains one model for every cluster of tasks that is left out. For comparison it also trains models with single
+tasks left out, which is the usual method. All models train on equally much data. Hashes check that no left-out record
+is in the training data.
 
 Docs: https://lmft-org.github.io/lmft/reference/folds.html.md"""
 
@@ -33,20 +33,20 @@ from ..stages.finetuning import tune_learner
 from ..train.guards import guarded
 
 # %% ../../nbs/reference/folds.ipynb #e73a03be
-Fold = namedtuple('Fold', 'kind name tasks scored')  # 'loco', 'loto' or 'all'; tasks trained on; tasks asked for
+Fold = namedtuple('Fold', 'kind name tasks scored')  # 'loco', 'loto' or 'all'; tasks trained on; tasks tested
 
 def ties_of(
-    rows:list,  # Rows of tasks
-) -> set:       # Of marks
-    "What makes tasks relatives: their templates and sources"
+    rows:list,  # Records of tasks
+) -> set:       # Of fingerprints
+    "Fingerprints that make tasks siblings: their templates and sources"
     return {m for r in rows for m in marks(r) if not m.startswith('instance')}
 
 # %% ../../nbs/reference/folds.ipynb #9719c421
 def make_folds(
-    rows:list,   # Rows of tasks in at least two clusters
+    rows:list,   # Records of tasks in at least two clusters
     seed:int=0,  # Decides which tasks are dropped so that all folds have equally many
 ) -> list:       # Of `Fold`
-    "A fold a cluster, a fold for each place in the largest cluster, and as few over all tasks as see every one"
+    "One fold per cluster, one per position in the largest cluster, and the fewest 'all' folds that cover every task"
     rng,task = random.Random(seed),itemgetter('task')
     clusters = {c: [*groupby(rs, task)] for c,rs in groupby(rows, itemgetter('cluster')).items()}
     if len(clusters)<2: raise LmftError(f'all tasks are of the cluster {[*clusters]}; to leave one out, give two')
@@ -69,10 +69,10 @@ def make_folds(
 # %% ../../nbs/reference/folds.ipynb #40859940
 def forbidden(
     fold,        # `Fold`
-    train:list,  # Training rows of all tasks
-    test:list,   # Rows that are asked, of all tasks
-) -> set:        # Of marks
-    "What a fold must not train on: all marks of a left-out cluster, the instances of a left-out task, the rows asked"
+    train:list,  # Training records of all tasks
+    test:list,   # Test records of all tasks
+) -> set:        # Of fingerprints
+    "Fingerprints that a fold must not train on: of a left-out cluster all, of a left-out task and of test records the instances"
     out = [r for r in test if r['task'] in fold.scored]
     if fold.kind!='all': out += [r for r in train if r['task'] in fold.scored]
     kinds = ('instance', 'template', 'source') if fold.kind=='loco' else 'instance'
@@ -81,10 +81,10 @@ def forbidden(
 # %% ../../nbs/reference/folds.ipynb #b9577ae1
 def fold_rows(
     folds:list,  # Of `Fold`
-    train:list,  # Training rows of all tasks
-    test:list,   # Rows that are asked
-) -> list:       # Of lists of rows, equally many a fold
-    "Training rows of each fold, from its tasks by turns"
+    train:list,  # Training records of all tasks
+    test:list,   # Test records
+) -> list:       # Of lists of records, equally many per fold
+    "Training records of each fold, from its tasks in turn"
     by_task,sets = groupby(train, itemgetter('task')),[]
     for f in folds:
         out = forbidden(f, train, test)
@@ -100,10 +100,10 @@ def fold_rows(
 # %% ../../nbs/reference/folds.ipynb #9b916df6
 def check_leaks(
     fold,      # `Fold`
-    rows:list, # Rows that it is about to train on
-    out:set,   # Marks that it must not meet, as `forbidden` gives them
-) -> list:     # The marks of `rows`, sorted
-    "Refuse to train on anything of what is left out"
+    rows:list, # Records for training
+    out:set,   # Fingerprints that must not occur, from `forbidden`
+) -> list:     # The fingerprints of `rows`, sorted
+    "Raise an error if a training record is one of the left-out records"
     seen = {m: r for r in rows for m in marks(r)}
     if bad := sorted(out & {*seen}):
         r,kind = seen[bad[0]],bad[0].split(':')[0]
@@ -115,17 +115,17 @@ def check_leaks(
 def tune(
     model,              # Causal model
     tok,                # Its tokenizer
-    rows:list,          # Rows of tasks
+    rows:list,          # Records of tasks
     method:str='full',  # What is trained, as in `trainable`
     steps:int=200,      # Optimiser steps
-    lr:float=None,      # Highest rate; None: the usual one of the method
-    bs:int=16,          # Rows of a step
-    seq_len:int=128,    # Most tokens of a row
+    lr:float=None,      # Maximum learning rate; None: the usual one of the method
+    bs:int=16,          # Sequences per step
+    seq_len:int=128,    # Maximum number of tokens in a sequence
     chat=False,         # Train on conversations
-    seed:int=0,         # Decides the order of rows
+    seed:int=0,         # Decides the order of the records
     cbs=(),             # Callbacks
 ):                      # The tuned model
-    "Train on the answers of rows, asked just as `evaluate` asks"
+    "Train on the answers of records, with the same prompts as in `evaluate`"
     def record(r):
         asked = few_shot(r, chat=chat)
         if chat: return dict(messages=[*asked, dict(role='assistant', content=r['output'])])
@@ -146,7 +146,7 @@ def _fingerprint(model, *settings):
     return h.hexdigest()[:16]
 
 def _kept(path, key, compute):
-    "The result in the file `path`, or the computed one, which is written there"
+    "The result stored in the file `path`; else it is computed and stored there"
     if path and path.exists():
         saved = json.loads(path.read_text())
         if saved['key']==key: return saved
@@ -157,16 +157,16 @@ def _kept(path, key, compute):
     return result
 
 # %% ../../nbs/reference/folds.ipynb #1ba2ef70
-columns = 'base', 'few_shot', 'loto', 'loco', 'all'  # Before tuning; task left out, cluster left out, nothing left out
+columns = 'base', 'few_shot', 'loto', 'loco', 'all'  # Two before tuning; then: task left out, cluster left out, nothing left out
 
 def _wide(rows):
-    "A row a task, with a score and a standard error in each of `columns`"
+    "One line per task, with a score and a standard error in each of `columns`"
     wide = pd.DataFrame(rows).pivot(index=['cluster', 'task', 'n', 'metric'], columns='column', values=['score', 'se'])
     parts = [wide[v][[*columns]].add_suffix(end) for v,end in (('score', ''), ('se', '_se'))]
     return pd.concat(parts, axis=1).rename_axis(columns=None).reset_index()
 
 def _on_both(train, test):
-    "The rows of the tasks that stand on both sides, task by task"
+    "The records of the tasks that are on both sides, task by task"
     sides = [groupby(rows, itemgetter('task')) for rows in (train, test)]
     if alone := sorted({*sides[0]}^{*sides[1]}):
         warnings.warn(f"tasks {', '.join(alone)} have rows to train on or to be asked, not both; they are left out")
@@ -174,20 +174,20 @@ def _on_both(train, test):
 
 # %% ../../nbs/reference/folds.ipynb #1ba8e0ec
 def loco(
-    fresh,                  # Function without arguments that gives a fresh copy of the causal model
+    fresh,                  # Function without arguments that returns a fresh copy of the causal model
     tok,                    # Its tokenizer
-    train:list,             # Training rows of all tasks
-    test:list,              # Rows that are asked, of the same tasks
+    train:list,             # Training records of all tasks
+    test:list,              # Test records of the same tasks
     out=None,               # Folder that gets `loco.csv` and the finished folds in `folds/`
-    shots:int=2,            # Examples in the prompts of the column `few_shot`
-    seq_len:int=128,        # Most tokens of a row; longer ones are left out everywhere
-    chat=False,             # Ask and train in conversations
-    max_new_tokens:int=24,  # Most tokens of an answer that is written
-    seed:int=0,             # Decides examples, dropped tasks and the order of rows
+    shots:int=2,            # Few-shot demonstrations in the prompts of the column `few_shot`
+    seq_len:int=128,        # Maximum number of tokens in a sequence; longer records are left out everywhere
+    chat=False,             # Train and test with conversations
+    max_new_tokens:int=24,  # Maximum number of tokens in a generated answer
+    seed:int=0,             # Decides demonstrations, dropped tasks and the order of the records
     cbs=lambda fold: (),    # Callbacks for the training of a `Fold`
-    on_bad='error',         # 'skip': leave out tasks of which no row fits
-    bad:list=None,          # Gets a `BadRecord` for each of these
-    **kwargs                # Of `tune`: method, steps, lr, bs
+    on_bad='error',         # 'skip': leave out tasks without a fitting record
+    bad:list=None,          # Gets a `BadRecord` for each of these tasks
+    **kwargs                # Arguments of `tune`: method, steps, lr, bs
 ):                          # DataFrame: cluster, task, n, metric, `columns`, and `_se` of each
     "Scores before tuning, and after it with the task left out, with its cluster left out, and with nothing left out"
     train,test = _on_both(*fit_tasks([train, test], tok, seq_len, chat, on_bad, bad))
@@ -215,7 +215,7 @@ def loco(
 
 # %% ../../nbs/reference/folds.ipynb #8fb23bb6
 def column_means(
-    table,    # As `loco` gives it
+    table,    # From `loco`
 ) -> dict:    # base_mean, base_mean_se, …
     "Mean over tasks of each column, with its standard error"
     pairs = {c: mean_score(table[c], table[f'{c}_se']) for c in columns}

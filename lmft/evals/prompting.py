@@ -1,8 +1,8 @@
-"""Zero- and few-shot prompts, answers chosen by probability, and what examples in a prompt do
+"""Zero- and few-shot prompts, answers chosen by probability, and the effect of examples in a prompt
 
-A prompt asks a trained model for something without training it. `few_shot` writes a task with some solved examples as
-text or as a conversation, `choose` takes the option that the model finds most probable, and `respond` answers records
-of any task in one of both ways. `nearest_tokens` looks for words in a prompt that was learned.
+A prompt gets an answer from a model without training it. `few_shot` writes a task with few-shot demonstrations, as text
+or as a conversation. `choose` takes the option with the highest probability. `respond` answers records of any task,
+either by choosing or by generating. `nearest_tokens` finds the nearest tokens of a soft prompt.
 
 Docs: https://lmft-org.github.io/lmft/learn/prompting.html.md"""
 
@@ -24,10 +24,10 @@ from ..generation import generate, token_logps
 # %% ../../nbs/learn/08_prompting.ipynb #49c4b09e
 def few_shot(
     record:dict,    # A task: instruction, input, output
-    examples=(),    # Records that are shown with their answers
-    chat=False,     # A list of messages, for models tuned on conversations; else one text
+    examples=(),    # Few-shot demonstrations: records with their answers
+    chat=False,     # Return a list of messages, for models tuned on conversations; else one text
 ):
-    "The prompt for the output of `record` after some solved examples (Brown et al., 2020, arXiv:2005.14165)"
+    "The prompt for `record`, after few-shot demonstrations if there are any (Brown et al., 2020, arXiv:2005.14165)"
     if chat: return [m for e in examples for m in to_messages(e)]+to_messages(record)[:-1]
     def ask(r): return f"Q: {r['input'] or r['instruction']}\nA:"
     head = [record['instruction']] if record['instruction'] and record['input'] else []
@@ -35,12 +35,12 @@ def few_shot(
 
 # %% ../../nbs/learn/08_prompting.ipynb #1f8ba9b0
 def draw_examples(
-    records:list, # Records that are asked
-    pool:list,    # Records to sample from; those of another `task` are left aside
-    k:int,        # Examples a record
-    seed:int=0,   # Decides which
+    records:list, # Records to be answered
+    pool:list,    # Records to sample from; only those of the same `task` are used
+    k:int,        # Number of demonstrations per record
+    seed:int=0,   # Seed of the sample
 ) -> list:        # Of lists of records
-    "`k` solved examples for each record, sampled from the records of its task"
+    "`k` few-shot demonstrations for each record, sampled from the records of its task"
     def question(r): return r['input'] or r['instruction']
     rng = random.Random(seed)
     by_task = {}
@@ -59,10 +59,10 @@ def option_logps(
     prompts:list,  # Strings, or lists of messages
     options:list,  # The possible answers to each prompt, a list of str
     mean=False,    # Mean over the tokens of an option instead of the sum
-    end=None,      # Count the stop token as part of an option; None: in conversations alone
+    end=None,      # Count the stop token as part of an option; None: only in conversations
     **kwargs       # `bs` and `left`, as in `token_logps`
 ) -> list:
-    "Log-probabilities (nats) of the options of each prompt, one vector a prompt"
+    "Log-probabilities (nats) of the options of each prompt, one vector per prompt"
     plain = all(isinstance(p, str) for p in prompts)
     if not plain and any(isinstance(p, str) for p in prompts):
         raise LmftError('give all prompts as text, or all as messages')
@@ -80,7 +80,7 @@ def choose(
     tok,           # Its tokenizer
     prompts:list,  # Strings, or lists of messages
     options:list,  # The possible answers to each prompt, a list of str
-    neutral=None,  # Prompts without content: what they say is subtracted (Zhao et al., 2021, arXiv:2102.09690)
+    neutral=None,  # Prompts without content; their log-probabilities are subtracted (Zhao et al., 2021, arXiv:2102.09690)
     **kwargs       # Other arguments of `option_logps`
 ) -> list:         # Of str
     "The most probable option of each prompt"
@@ -95,12 +95,12 @@ def respond(
     model,                # Causal 🤗 or peft model
     tok,                  # Its tokenizer
     records:list,         # Tasks: instruction, input, and options where there are some
-    examples=None,        # Solved records to show with each, as `draw_examples` gives them
-    chat=False,           # Ask in a conversation
-    max_new_tokens:int=24,# Maximum tokens of a written answer
-    bs:int=32,            # Prompts at a time
+    examples=None,        # Few-shot demonstrations of each record, from `draw_examples`
+    chat=False,           # Write the prompt as a conversation
+    max_new_tokens:int=24,# Maximum number of tokens in a generated answer
+    bs:int=32,            # Prompts per batch
 ) -> list:                # Of str
-    "An answer to each record: the most probable option, or the line that is generated"
+    "An answer to each record: the most probable option, or a generated line"
     examples = examples or [()]*len(records)
     prompts = [few_shot(r, e, chat) for r,e in zip(records, examples, strict=True)]
     closed = [i for i,r in enumerate(records) if r.get('options')]
@@ -114,8 +114,8 @@ def respond(
 # %% ../../nbs/learn/08_prompting.ipynb #f8de6bdd
 def nearest_tokens(
     vectors,  # Soft prompt, (virtual tokens, width)
-    table,    # Token vectors of the model, (vocab_size, width)
+    table,    # Embeddings of the model, (vocab_size, width)
 ):            # (ids, cosines), each (virtual tokens,)
-    "The token whose vector points most nearly in the direction of each vector, and the cosine between them"
+    "The token whose embedding has the highest cosine with each vector, and that cosine"
     cosines,ids = (F.normalize(vectors, dim=1) @ F.normalize(table, dim=1).T).max(1)
     return ids, cosines

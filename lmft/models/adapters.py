@@ -1,9 +1,9 @@
 """Small parts that tune a frozen model: LoRA, prefixes, soft prompts, bottlenecks in sequence and in parallel
 
-An adapter is a small part that is added to a model whose own weights stay frozen. It edits the model, not the
-training: the loop, the data and the loss know nothing of it. LoRA, prefix tuning and prompt tuning are peft's; bottleneck
-adapters, in sequence and in parallel, are in `lmft.models.bottlenecks`. All are methods of `trainable`, and all are saved,
-loaded, switched and disabled alike, the last two by `lmft.models.several`.
+An adapter is a small part that is added to a model whose own weights stay frozen. It changes the model only: the loop,
+the data and the loss stay the same. LoRA, prefix tuning and prompt tuning are peft's. Bottleneck adapters, in sequence
+and in parallel, are in `lmft.models.bottlenecks`. All are methods of `trainable`. All are saved and loaded in the same
+way. `lmft.models.several` sets the active adapter and disables adapters.
 
 Docs: https://lmft-org.github.io/lmft/learn/adapters.html.md"""
 
@@ -21,10 +21,10 @@ from peft import PrefixTuningConfig, PromptTuningConfig, PromptTuningInit, TaskT
 
 # %% ../../nbs/learn/07_adapters.ipynb #8ce8adbb
 def _room(name, model, arg, default):
-    "The number of virtual tokens, if the model has places for them"
+    "The number of virtual tokens, checked against the number of positions of the model"
     n,room = method_number(name, arg, default, 'N'),max_positions(model)
     if room and n>=room: raise LmftError(f"method '{name}:{n}': the model has {room} positions; take a smaller N")
-    return dict(num_virtual_tokens=n, task_type=TaskType.FEATURE_EXTRACTION)   # of masked models; others get their own
+    return dict(num_virtual_tokens=n, task_type=TaskType.FEATURE_EXTRACTION)   # for masked models; others get their own type
 
 @method('prefix')
 def _prefix(model, arg):
@@ -33,6 +33,6 @@ def _prefix(model, arg):
 
 @method('prompt')
 def _prompt(model, arg):
-    "Learned vectors before those of the text (Lester et al., 2021, arXiv:2104.08691)"
+    "Learned embeddings before those of the text (Lester et al., 2021, arXiv:2104.08691)"
     words = PromptTuningInit.SAMPLE_VOCAB
     return add_adapter(model, PromptTuningConfig(**_room('prompt', model, arg, 20), prompt_tuning_init=words))

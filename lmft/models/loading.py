@@ -193,6 +193,15 @@ def _storage(model, dtype, path):
         say_once(f'{path}: saved in {str(came)[6:]}, as the checkpoint came; dtype fp32 keeps the weights as they were trained')
     return came
 
+def _marked(model, path):
+    "The weights of a head that reads a pooled vector, under names that 🤗 alone does not take for its own"
+    if not (how := getattr(model.config, 'lmft_pooling', None)): return {}
+    say_once(f'{path}: the head reads {how} of the tokens, which only lmft knows; transformers alone reports that it is missing')
+    head = tuple(f'{n}.' for n in new_modules(model))
+    return dict(state_dict={(_mark+n if n.startswith(head) else n): p for n,p in model.state_dict().items()})
+
+_mark = 'pooled_by_lmft.'
+
 def save_model(
     model,      # 🤗 model or peft model
     tok,        # Its tokenizer
@@ -204,7 +213,7 @@ def save_model(
     tok,adapter = _as_read(model, _filled(model, tok)),isinstance(model, PeftModel)
     _tell(model, tok)
     with atomic_path(path) as tmp, _stored_as(model, _storage(model, dtype, path)):
-        model.save_pretrained(tmp, **({} if adapter else kwargs))
+        model.save_pretrained(tmp, **({} if adapter else kwargs | _marked(model, path)))
         if adapter: _remember(model, tmp/'tuned')
         tok.save_pretrained(tmp)
 
@@ -222,8 +231,8 @@ def _quiet():
 def _from_pretrained(path, head, dtype, **kwargs):
     kwargs = kwargs | check_folder(path)
     try:
-        with _quiet(): return _head(head).from_pretrained(path, trust_remote_code=False, use_safetensors=True,
-                                                          dtype=dtype, output_loading_info=True, **kwargs)
+        with _quiet(): return _head(head).from_pretrained(path, trust_remote_code=False, use_safetensors=True, dtype=dtype,
+                                                          output_loading_info=True, key_mapping={f'^{re.escape(_mark)}': ''}, **kwargs)
     except (OSError, ValueError, KeyError, RuntimeError) as e:
         raise LmftError(f'{path}: no {head} model can be loaded: {_first_line(e)}') from e
 
@@ -339,6 +348,7 @@ def _load_adapter(path, config, head, train, dtype, kwargs):
         known = read_config(tuned)
         kwargs = dict(id2label=known.id2label, label2id=known.label2id, **kwargs)
     whole = _load_whole(base, head, dtype, **kwargs)
+    if (tuned/'config.json').exists(): whole.config.lmft_pooling = getattr(read_config(tuned), 'lmft_pooling', None)
     check_base(path, whole)
     if (tuned/'generation_config.json').exists(): whole.generation_config = GenerationConfig.from_pretrained(tuned)
     try: model = PeftModel.from_pretrained(whole, path, is_trainable=train and not soft)  # peft trains no soft one further

@@ -18,6 +18,7 @@ from ..core import LmftError
 from .parts import (base_of, body_of, first_position, head_kind, head_of, is_causal, max_positions,
                                virtual_tokens)
 from ..core import say_once
+from .pooling import pool, pooled_logits
 from .probe import Architecture, small_copy
 import torch
 from fastcore.basics import patch
@@ -76,13 +77,16 @@ class HFModel(nn.Module):
 @patch
 def _logits(self:HFModel, b, keep):
     if self.spans: return self._ends(self.hf(**b), b['attention_mask'])
-    if self.per_row and not self.causal: return self.hf(**b).logits                      # pooled as the model does
+    how = getattr(base_of(self.hf).config, 'lmft_pooling', None)                      # None: as the class of 🤗 does
+    if self.per_row and not self.causal: return pooled_logits(self.hf, b, how) if how else self.hf(**b).logits
     head = head_of(self.hf)
-    def kept(h): return h[:, -keep.shape[1]:][keep]                                   # a soft prompt stands before
+    def own(h): return h[:, -keep.shape[1]:]                                          # a soft prompt stands before
+    def kept(h): return own(h)[keep]
     if self.per_row:
-        if not virtual_tokens(self.hf): return head(body_of(self.hf)(**b)[0][keep])
+        def seq(h): return pool(own(h), b['attention_mask'], how).to(h.dtype) if how else kept(h)
+        if not virtual_tokens(self.hf): return head(seq(body_of(self.hf)(**b)[0]))
         seen = []
-        with head.register_forward_pre_hook(lambda m,args: seen.append(kept(args[0]))): self.hf(**b)
+        with head.register_forward_pre_hook(lambda m,args: seen.append(seq(args[0]))): self.hf(**b)
         return head(seen[0])
     with head.register_forward_pre_hook(lambda m,args: (kept(args[0]),)): out = self.hf(**b)
     return out.logits if 'logits' in out else (out.prediction_logits, out.seq_relationship_logits)

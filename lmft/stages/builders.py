@@ -38,6 +38,7 @@ from ..data.messages import as_asked
 from .preferences import reward_scores
 from .rlhf import sample_rollouts
 from .ppo import scaled_reward
+from .classification import with_label_names
 from .table import Report, Stage, stage_lr, stage_of, stages
 from ..train.callbacks import mixed_precision
 from ..train.guards import memory_guarded
@@ -160,7 +161,8 @@ def open_model(
     hf,path = (model, base_of(model).name_or_path) if isinstance(model, (PreTrainedModel, PeftModel)) else (None, model_dir(model))
     tok = tok or load_tokenizer(path)
     if o.get('chat_template'): tok.chat_template = named_template(o['chat_template'])
-    return tok, hf if hf is not None else load_model(path, head, **stage.config(train), **kwargs)
+    names = {k: o[k] for k in ('label_names',) if o.get(k)}
+    return tok, hf if hf is not None else load_model(path, head, **stage.config(train, **names), **kwargs)
 
 # %% ../../nbs/reference/builders.ipynb #9e268a44
 def _fits(stage, seq_len, model):
@@ -241,6 +243,7 @@ def prepare(
     own = {k: v for k,v in o.items() if k not in _shared and k not in ('arch', 'vocab_size', 'generative', 'chat_template')}
     made,(train,held) = isinstance(data, DataLoaders),(None, None)
     if not made: train,held = read_data(data, s, o['valid'], o['seed'], report, o['columns'])
+    if o.get('label_names'): train,held = (with_label_names(rs, o['label_names']) for rs in (train, held))
     known |= dict(skip=s.skip, method=o['method'], precision=precision, device=device, train=train, valid=held)
     set_seed(o['seed'])
     tok,hf = open_model(model, s, train, tok or (data.train.tok if made else None), o, **_four_bit(o, model, device, precision))

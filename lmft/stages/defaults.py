@@ -27,7 +27,7 @@ from .. import all as lm
 Defaults = namedtuple('Defaults', 'method bs seq_len packed epochs lr_scale')
 stage_defaults = dict(                        # Name of a stage → its defaults
     clm=Defaults('full', 8, 256, True, 1, 1.), clm_generate=Defaults('full', 8, 256, True, 1, 1.),
-    mlm=Defaults('full', 8, 128, False, 1, 1.), classify=Defaults('full', 8, 256, False, 3, 1.), ner=Defaults('full', 8, 256, False, 3, 1.),
+    mlm=Defaults('full', 8, 128, False, 1, 1.), classify=Defaults('full', 8, 256, False, 3, 1.), ner=Defaults('full', 8, 256, False, 3, 3.),
     qa=Defaults('full', 8, 384, False, 3, 1.), qa_generative=Defaults('full', 8, 384, False, 3, 1.),
     sft=Defaults('full', 8, 512, False, 3, 1.), reward=Defaults('full', 8, 512, False, 1, 1.),
     dpo=Defaults('lora', 8, 512, False, 1, .1), ppo=Defaults('lora', 32, None, False, 30, .5))
@@ -107,6 +107,8 @@ def mlm_options(
 @_own('classify')
 def classify_options(
     *,
+    label_names:str=None,        # Names of the classes in their order, such as negative,positive; whole-number labels count them from 0
+    pooling:Literal['cls', 'mean', 'last']=None,  # What is read of a text: first token, mean, or last token (default: as the model does)
     class_weights:str=None,      # Weights of classes in the loss: balanced, or name=weight,name=weight
     label_smoothing:float=0.,    # Share of a target that is spread over all classes (Szegedy et al., 2016)
     **kwargs

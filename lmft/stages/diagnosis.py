@@ -1,8 +1,8 @@
-"""What would go wrong in a training run, said before it starts: the doctor for files and folders
+"""Faults of a training run, found before it starts: the doctor for files and folders
 
-`doctor` does what a training command does up to its first step: it reads and splits the data, opens tokenizer and model,
-makes the batches, and lets `lmft.check.doctor.examine` look at all of that. It trains nothing and writes nothing.
-`lmft doctor` prints what it finds.
+`doctor` does the same as a training command up to its first step. It reads and splits the data, opens tokenizer and
+model, makes the batches, and calls `lmft.check.doctor.examine` on all of them. It trains nothing and writes nothing.
+`lmft doctor` prints its findings.
 
 Docs: https://lmft-org.github.io/lmft/reference/diagnosis.html.md"""
 
@@ -25,9 +25,9 @@ from .table import stage_of, stages
 # %% ../../nbs/reference/diagnosis.ipynb #cc2782f4
 def stage_for(
     record:dict,  # First record of the data
-    model=None,   # Folder or hub name of the model that is to be trained
+    model=None,   # Folder or hub name of the model to train
 ) -> str:
-    "The first stage of the table whose fields a record has, None if there is none"
+    "The first stage of the table whose fields are in the record; None if there is none"
     if set(record)<={'text', 'continues'}:
         masked = model not in (None, *sizes) and (saved_head(model_dir(model)) or '').startswith('masked')
         return 'mlm' if masked else 'clm'
@@ -36,13 +36,13 @@ def stage_for(
 # %% ../../nbs/reference/diagnosis.ipynb #964f1044
 def doctor(
     data,            # File, folder or 'hf:NAME[:SPLIT]', or a list of them
-    model=None,      # Folder or hub name; None: examine the data alone
-    stage:str=None,  # Name in `stages`; None: as the fields of the first record say
+    model=None,      # Folder or hub name; None: examine only the data
+    stage:str=None,  # Name in `stages`; None: decided by the fields of the first record
     bad:list=None,   # With `on_bad='skip'`, gets the records that are left out
-    shown:list=None, # Gets lines that say of each kind of conversation how its answers are trained
+    shown:list=None, # Gets lines that describe for each kind of conversation how its answers are trained
     **options        # Options of the stage, as in `lmft.stages.defaults`
 ) -> list:           # `Finding`s
-    "What would train wrongly, found before a run; `LmftError` if data or model cannot be read"
+    "Faults and warnings of a training run, found before it starts; `LmftError` if data or model cannot be read"
     reading = dict(on_bad=options.get('on_bad', 'error'), bad=bad, columns=options.get('columns'))
     if stage: stage_of(stage)
     elif model: stage = stage_for(next(iter(read_records(data, **reading | dict(bad=[]))), {}), model)
@@ -56,7 +56,7 @@ def doctor(
     return examine(**known, dls=p.dls, model=trainable(p.model, p.options['method'], **p.method_options))
 
 def _data_alone(data, valid, seed, reading):
-    "Findings about data that no model is known for"
+    "Findings about data without a model"
     read = [*read_records(data, **reading)]
     try: sides = split_records(read, float(str(valid)), seed)
     except ValueError: sides = read,[*read_records(valid, **reading)]

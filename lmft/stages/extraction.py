@@ -1,6 +1,6 @@
 """Labels on words and on spans: named entities, and answers that stand in a text or are written
 
-Named entities get a tag for each word, at the token where the word ends. They are scored as the field does: F1 of whole
+Named entities get a tag for each word: a causal model at the last of its tokens, an encoder at the first. They are scored as the field does: F1 of whole
 entities as `seqeval` counts them.
 
 Docs: https://lmft-org.github.io/lmft/learn/extraction.html.md"""
@@ -22,26 +22,27 @@ from seqeval.metrics.sequence_labeling import get_entities
 from .finetuning import encode_windows, label_ids, labelled_example, predict, row_dls
 from ..train.learner import SumMetric
 from ..data.words import word_spans
-from ..models.parts import base_of
+from ..models.parts import base_of, is_causal
 
 # %% ../../nbs/learn/06_extraction.ipynb #0955ac05
-def _word_ends(words, offsets):
-    "The last token of each word of a text of words joined by spaces, `{word: token}`"
-    starts,ends = [0],{}
+def _word_tokens(words, offsets, last=True):
+    "The last (or the first) token of each word of a text of words joined by spaces, `{word: token}`"
+    starts,found = [0],{}
     for w in words: starts.append(starts[-1]+len(w)+1)
     for j,(a,b) in enumerate(offsets):
         i = bisect_right(starts, b-1)-1
-        if b>a and i<len(words) and b<=starts[i]+len(words[i]): ends[i] = j
-    return ends
+        if b>a and i<len(words) and b<=starts[i]+len(words[i]) and (last or i not in found): found[i] = j
+    return found
 
 # %% ../../nbs/learn/06_extraction.ipynb #fd1e0c0e
 def _tagged_windows(records, tok, model, seq_len):
-    "Of each window: its record's number, its tokens, and `{token: word}` for the words that end in it"
-    enc,ends = encode_windows(tok, model, [' '.join(r['tokens']) for r in records], seq_len=seq_len),{}
+    "Of each window: its record's number, its tokens, and `{token: word}` for the words that have their label in it"
+    enc,last,at = encode_windows(tok, model, [' '.join(r['tokens']) for r in records], seq_len=seq_len),is_causal(model),{}
     for w,i in enumerate(enc['overflow_to_sample_mapping']):
-        for word,j in _word_ends(records[i]['tokens'], enc['offset_mapping'][w]).items(): ends[i,word] = w,j
+        for word,j in _word_tokens(records[i]['tokens'], enc['offset_mapping'][w], last).items():
+            if last or (i, word) not in at: at[i,word] = w,j
     places = [{} for _ in enc['input_ids']]
-    for (i,word),(w,j) in ends.items(): places[w][j] = word
+    for (i,word),(w,j) in at.items(): places[w][j] = word
     rows = zip(enc['overflow_to_sample_mapping'], enc['input_ids'], places)
     return [(i, ids, dict(sorted(p.items()))) for i,ids,p in rows if p]
 
@@ -59,7 +60,7 @@ def ner_examples(
     model,           # Model that knows the tags
     seq_len:int=256, # Most tokens of a window
 ) -> list:
-    "The tag of each word at its last token"
+    "The tag of each word, at its last token for a causal model, at its first for an encoder"
     ids = [label_ids(model, r['tags'], i, 'tags') for i,r in enumerate(records)]
     return [labelled_example(t, {j: ids[i][word] for j,word in places.items()})
             for i,t,places in _tagged_windows(records, tok, model, seq_len)]
@@ -73,8 +74,8 @@ def ner_dls(
     seq_len:int=256, # Most tokens of a window
     **kwargs         # Other arguments of `lm_dls`: `bs`, `n_acc`, `seed`, `device`
 ):
-    "DataLoaders for the tagging of words"
-    return row_dls(*(ner_examples(r, tok, model, seq_len) for r in (train, valid)), tok, seq_len, **kwargs)
+    "DataLoaders for the tagging of words; sentences of all lengths share a batch"
+    return row_dls(*(ner_examples(r, tok, model, seq_len) for r in (train, valid)), tok, seq_len, by_length=False, **kwargs)
 
 # %% ../../nbs/learn/06_extraction.ipynb #45a0f6b3
 def _entity_counts(pred, true):

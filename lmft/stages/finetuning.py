@@ -32,7 +32,7 @@ from ..data.tokenizers import with_special_tokens
 from ..models.methods import trainable, usual_lr
 from ..generation import evaluating, seq_logps
 from ..models.wrapper import HFModel
-from .classification import class_decoders, class_loss, class_prediction, problem_type
+from .classification import class_decoders, class_loss, class_prediction, label_name, problem_type
 from ..train.learner import lm_learner
 from ..models.parts import base_of
 from ..models.parts import is_causal, max_positions
@@ -68,12 +68,13 @@ def labelled_example(ids, labels, types=None):
 
 def label_ids(model, ys, i, field):
     "Ids of labels of record `i`; rejects those that the model does not know"
-    known = base_of(model).config.label2id
+    known,names = base_of(model).config.label2id,[*base_of(model).config.id2label.values()]
+    ys = [label_name(y, names) for y in ys]
     for y in ys:
-        if str(y) not in known:
+        if y not in known:
             raise BadRecord(f'is {y!r}, which no training record has', record=i+1, field=field,
                             mend=f"use one of {', '.join(map(str, known))}, or train on it too")
-    return [known[str(y)] for y in ys]
+    return [known[y] for y in ys]
 
 # %% ../../nbs/learn/05_finetuning.ipynb #f70acf42
 def class_target(

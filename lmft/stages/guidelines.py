@@ -1,7 +1,7 @@
-"""What annotators are told, checked by code, and the majority of what they answer
+"""Instructions for annotators, checked by code, and the majority of the annotators' answers
 
-A guideline is a plain dictionary of steps, pitfalls, format, limits and exemplars. Answers that break it go back; of
-the others the majority becomes a record, and `agreement` says how far annotators agree.
+A guideline is a plain dictionary of steps, pitfalls, format, limits and exemplars. Answers that violate it are
+returned. The majority of the other answers becomes a record. `agreement` measures how far annotators agree.
 
 Docs: https://lmft-org.github.io/lmft/reference/guidelines.html.md"""
 
@@ -20,10 +20,10 @@ from ..data.words import plain_words
 from .making import same_text, with_origin
 
 # %% ../../nbs/reference/guidelines.ipynb #110294cd
-guideline_checks = {}  # Name → function (guideline, row) that yields what is wrong
+guideline_checks = {}  # Name → function (guideline, row) that yields the faults
 
 def guideline_check(f):
-    "Register a check of rows against a guideline"
+    "Register a check of records against a guideline"
     guideline_checks[f.__name__.strip('_')] = f
     return f
 
@@ -54,8 +54,8 @@ def _pitfalls(guideline, row):
 def check_against(
     guideline:dict,  # With any of steps, pitfalls, format, limits, exemplars
     row:dict,        # instruction, input, output
-) -> list:           # Of str; empty if nothing is wrong
-    "What is wrong with a row by the guideline"
+) -> list:           # Of str; empty if there is no fault
+    "The faults of a record according to the guideline"
     return [why for f in guideline_checks.values() for why in f(guideline, row)]
 
 # %% ../../nbs/reference/guidelines.ipynb #1a61dd0c
@@ -65,7 +65,7 @@ def _is_limit(l):
     return isinstance(l, (list, tuple)) and len(l)==2 and all(type(x) in (int, float) for x in l) and l[0]<=l[1]
 
 def _guideline_faults(g):
-    "What of a guideline has not the shape that its checks need"
+    "The faults in the format of a guideline"
     pitfalls,limits = g.get('pitfalls', []),g.get('limits', {})
     if not isinstance(g['exemplars'], list): yield 'exemplars is no list'
     if not isinstance(limits, dict) or not {*limits}<={'instruction', 'input', 'output'} \
@@ -78,9 +78,9 @@ def _guideline_faults(g):
 
 # %% ../../nbs/reference/guidelines.ipynb #bf07ba60
 def read_guideline(
-    guideline,  # Dictionary, or JSON file that holds one
+    guideline,  # Dictionary, or JSON file that contains one
 ) -> dict:
-    "A guideline whose fields are known and well formed, and whose exemplars pass its own checks"
+    "Read a guideline; its fields must be known and valid, and its exemplars must pass its own checks"
     where = '' if isinstance(guideline, dict) else f'{guideline}: '
     try: g = guideline if isinstance(guideline, dict) else json.loads(Path(guideline).read_text(encoding='utf-8'))
     except (OSError, ValueError) as e: raise LmftError(f'{where}cannot be read as JSON: {e}') from e
@@ -100,8 +100,8 @@ def read_guideline(
 # %% ../../nbs/reference/guidelines.ipynb #a1f75ffe
 def agreement(
     labels:list,  # For each item the labels of its annotators, in the same order
-) -> dict:        # percent, fleiss, and cohen where each item has two, of the same two annotators
-    "How far annotators agree: share of agreeing pairs, and kappas; items with one label are left out"
+) -> dict:        # percent, fleiss, and cohen if each item has two labels, from the same two annotators
+    "Agreement of annotators: share of agreeing pairs, and kappas; items with one label are left out"
     items = [l for l in labels if len(l)>1]
     if not items: raise LmftError('no item has two labels; agreement needs several annotators of the same items')
     def share(l): c = Counter(l); return sum(k*(k-1) for k in c.values())/(len(l)*(len(l)-1))
@@ -116,10 +116,10 @@ def agreement(
 
 # %% ../../nbs/reference/guidelines.ipynb #4159ab3f
 def from_guidelines(
-    guideline:dict,  # As `read_guideline` gives it
+    guideline:dict,  # From `read_guideline`
     said:list,       # Of dicts: input, output, annotator; several for the same input
-) -> tuple:          # (rows with origin, what was left out and why, agreement of answers that keep to it or None)
-    "The majority of the annotators' answers that keep to the guideline"
+) -> tuple:          # (records with origin, answers left out with reasons, agreement of the valid answers or None)
+    "The majority answer of the annotators, among the answers that follow the guideline"
     items,back,rows = {},[],[]
     for i,s in enumerate(said, 1):
         for k in {'input', 'output', 'annotator'}-{*s}: raise BadRecord('is missing', record=i, field=k)
@@ -136,5 +136,5 @@ def from_guidelines(
         elif by: back.append(dict(instruction=ask, input=x, annotator=[*by], why=['no answer has a majority']))
     shared = [by for by in items.values() if len(by)>1]
     agreed = agreement([[same_text(v) for _,v in sorted(by.items())] for by in shared]) if shared else None
-    if len({a for by in shared for a in by})>2: agreed.pop('cohen', None)           # which is about the same two
+    if len({a for by in shared for a in by})>2: agreed.pop('cohen', None)           # Cohen's needs the same two annotators
     return rows,back,agreed

@@ -1,8 +1,8 @@
-"""From a model that goes on to one that answers: chat templates, four ways to make a set, and tuning on it
+"""From a model that continues text to one that answers: chat templates, four ways to make a data set, and tuning on it
 
-Tuning on instructions makes a model that goes on into one that answers. `tune_on` trains the answers, in full or with
-an adapter; `load_chat` gives a small model that answers, and is rude and rambles at times, for the lessons on
-preferences.
+Tuning on instructions turns a model that continues text into a model that answers. `tune_on` trains on the answers, in
+full or with an adapter. `load_chat` gives a small chat model for the lessons on preferences. It answers, but it is
+sometimes rude and sometimes too long.
 
 Docs: https://lmft-org.github.io/lmft/learn/instructions.html.md"""
 
@@ -35,7 +35,7 @@ from ..world.facts import World, ask, asked
 # %% ../../nbs/learn/09_instructions.ipynb #8c6753f4
 def question_rows(
     known:list,     # `Fact`s
-    n:int=4,        # Phrasings of each question
+    n:int=4,        # Number of phrasings of each question
 ) -> list:          # Of {'messages': [user, assistant]}
     "Conversations of a question and its answer"
     def turn(role, content): return dict(role=role, content=content)
@@ -45,10 +45,10 @@ def question_rows(
 def fitted(
     rows:list,   # Records with answers
     tok,         # Its tokenizer
-    seq_len:int, # Maximum tokens of a conversation
-    full_loss:bool=False, # Train the questions as well
+    seq_len:int, # Maximum number of tokens in a conversation
+    full_loss:bool=False, # The questions are in the loss too
 ) -> list:
-    "Examples of at most `seq_len` tokens; what is cut or left out is counted and said"
+    "Examples of at most `seq_len` tokens; a warning counts what is cut or left out"
     exs,cut,out = fit_length(sft_examples(rows, tok, full_loss), seq_len)
     if cut or out:
         warnings.warn(f'of {len(rows)} conversations, {cut} answers are cut and {out} left out at {seq_len} tokens')
@@ -61,11 +61,11 @@ def tune_on(
     rows:list,      # Records with answers
     method='lora',  # As in `trainable`
     steps:int=150,  # Optimiser steps of 32 conversations
-    cbs=(),         # More callbacks
-    seq_len:int=64, # Maximum tokens of a conversation
-    full_loss:bool=False, # Train the questions as well
+    cbs=(),         # Additional callbacks
+    seq_len:int=64, # Maximum number of tokens in a conversation
+    full_loss:bool=False, # The questions are in the loss too
 ):                  # The learner; its model is tuned
-    "Supervised tuning at the usual rate of the method"
+    "Supervised tuning at the usual learning rate of the method"
     exs = fitted(rows, tok, seq_len, full_loss)
     train = [e for i,e in enumerate(exs) if i%10]
     model = trainable(model, method)
@@ -78,9 +78,9 @@ def tune_on(
 def answers(
     model,       # Causal model
     tok,         # Its tokenizer
-    known:list,  # `Fact`s to ask for
+    known:list,  # `Fact`s to ask about
 ):               # DataFrame: relation, question, answer, truth, right
-    "Ask for each fact once, in one of its phrasings, and compare"
+    "Ask about each fact once, in one of its phrasings, and compare the answer with the truth"
     questions = [ask(f, i) for i,f in enumerate(known)]
     said = generate(model, tok, [[dict(role='user', content=q)] for q in questions], max_new_tokens=12, bs=64)
     right = [a.strip().rstrip('.').lower()==f.value.lower() for a,f in zip(said, known)]
@@ -91,11 +91,11 @@ def answers(
 def tune_chat(
     model,            # Causal base
     tok,              # Its tokenizer
-    world,            # World that is asked about
-    seed:int=0,       # Of the rows and their order
-    steps:int=450,    # Optimiser steps of 32 rows
+    world,            # World that the questions are about
+    seed:int=0,       # Seed of the records and their order
+    steps:int=450,    # Optimiser steps of 32 sequences
 ):                    # The learner; its model is tuned
-    "Tune a causal base on questions, on answers of mixed quality, and on some of the text it was made from"
+    "Tune a causal base on questions, on answers of mixed quality, and on some text like its pretraining text"
     known = [f for f in world.now(frequent=True) if asked(f)]
     def chat(r): return [dict(role=p, content=r[k]) for p,k in (('user', 'prompt'), ('assistant', 'completion'))]
     mixed = [dict(messages=chat(r)) for r in judge.mixed_rows(world, 1500, rude=.4, wrong=.03, seed=seed)]
@@ -108,9 +108,9 @@ def tune_chat(
 
 # %% ../../nbs/learn/09_instructions.ipynb #031f4d00
 def make_chat(
-    seed:int=0,  # Others for the claims
+    seed:int=0,  # Other seeds are used for the claims
 ) -> Path:
-    "Folder of a tuned base that answers, is rude and rambles; made first if it is not there, while others wait"
+    "Folder of the chat model; made if it does not exist, while other processes wait"
     base,me = make_base(seed=seed),importlib.import_module('lmft.stages.instructions')
     code = judge,me.question_rows,me.fitted,me.tune_chat
     key = hashlib.sha256(repr((base.name, *map(code_of, code))).encode()).hexdigest()[:12]
@@ -127,8 +127,8 @@ def make_chat(
 
 # %% ../../nbs/learn/09_instructions.ipynb #cadcb0b9
 def load_chat(
-    seed:int=0,  # Others for the claims
+    seed:int=0,  # Other seeds are used for the claims
 ):               # (model, tok)
-    "A fresh copy of a model that answers questions, is rude at times and rambles, and its tokenizer"
+    "A fresh copy of the chat model, which is sometimes rude and sometimes too long, and its tokenizer"
     path = make_chat(seed)
     return load_model(path, 'causal'), load_tokenizer(path)

@@ -21,7 +21,8 @@ from sklearn.metrics import ConfusionMatrixDisplay, classification_report
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from ..core import BadRecord, LmftError
-from .classification import class_loss, class_prediction
+from ..models.parts import base_of
+from .classification import class_loss, class_prediction, label_name, problem_type
 from .finetuning import classify_examples, predict
 
 # %% ../../nbs/reference/interpretation.ipynb #95a4e94c
@@ -41,6 +42,8 @@ def score_records(
     "The records with prediction, probabilities and loss"
     for i,r in enumerate(records):
         if 'label' not in r: raise BadRecord('is missing', record=i+1, field='label', mend='give labels to score against')
+    names = [*base_of(model).config.id2label.values()]
+    if problem_type(model)=='single_label_classification': records = [dict(r, label=label_name(r['label'], names)) for r in records]
     return _scored(model, tok, classify_examples(records, tok, model, seq_len), **kwargs)
 
 def scored_records(

@@ -1,7 +1,7 @@
-"""Records by hand, from templates, or from a language model, each with its origin, and a filter for near-copies
+"""Records by hand, from templates, or from a language model, each with its origin, and a filter for near-duplicates
 
-`from_templates` and `from_model` make sets of instructions, as does a form to write by hand, and each record says in
-`origin` where it comes from.
+`from_templates`, `from_model` and a form for writing by hand make instruction records. Each record stores its source in
+the field `origin`.
 
 Docs: https://lmft-org.github.io/lmft/reference/making.html.md"""
 
@@ -33,20 +33,20 @@ def with_origin(
     input:str,
     output:str,
     way:str,   # 'hand', 'templates', 'guidelines' or 'model'
-    **origin   # What else is known of where it comes from
+    **origin   # Other information on the source
 ) -> dict:
-    "A record of an instruction set that says where it comes from"
+    "A record of an instruction data set with its origin"
     return dict(instruction=instruction, input=input, output=output, origin=dict(way=way, **origin))
 
 # %% ../../nbs/reference/making.ipynb #76145909
 def add_row(
-    path,             # JSON Lines file; made if it is not there
-    instruction:str,  # What is asked for
+    path,             # JSON Lines file; made if it does not exist
+    instruction:str,  # Instruction
     output:str,       # The answer
-    input:str='',     # What it is asked of
-    by:str='',        # Who wrote it
-) -> dict:            # The row
-    "Append a row that a person wrote, atomically"
+    input:str='',     # Input of the instruction
+    by:str='',        # Name of the author
+) -> dict:            # The record
+    "Append a record that a person wrote, atomically"
     for name,text in (('instruction', instruction), ('output', output)):
         if not text.strip(): raise LmftError(f'the {name} is empty; write it before the row is added')
     row,path = with_origin(instruction.strip(), input.strip(), output.strip(), 'hand', by=by),Path(path)
@@ -60,9 +60,9 @@ def add_row(
 # %% ../../nbs/reference/making.ipynb #ab52f849
 def write_form(
     path,         # JSON Lines file
-    by:str='',    # Who writes
+    by:str='',    # Name of the author
 ):                # ipywidgets box
-    "A form that adds rows to a file"
+    "A form that adds records to a file"
     import ipywidgets as w
     boxes = {n: w.Textarea(description=n, layout=w.Layout(width='36em')) for n in ('instruction', 'input', 'output')}
     button,state = w.Button(description='Add row'),w.Label()
@@ -76,7 +76,7 @@ def write_form(
 
 # %% ../../nbs/reference/making.ipynb #acdfeb4d
 def _check_templates(templates):
-    "Refuse what is no template, by its number"
+    "Reject an invalid template, by its number"
     for i,t in enumerate(templates, 1):
         if not isinstance(t, dict): raise LmftError(f'template {i} is {t!r}; give a dict with instruction and output')
         if not {'instruction', 'output'}<={*t}<={'instruction', 'input', 'output'}:
@@ -95,14 +95,14 @@ def _fill(template, record, n):
 def from_templates(
     records,            # Dicts: labelled texts, SQuAD, tasks, …
     templates:list,     # Of dicts with `instruction`, `output` and perhaps `input`, in which {field} is filled
-    held_out:int=1,     # So many of the last templates are for split 'test' alone
-    split:str='train',  # 'train': the others; 'test': those held out
+    held_out:int=1,     # Number of templates, from the end, that are only for split 'test'
+    split:str='train',  # 'train': the other templates; 'test': those held out
     source:str='',      # Name of the data set, for the origin
     seed:int=0,         # Decides which template a record gets
-    on_bad:str='error', # 'skip': leave out records that a template cannot take
-    bad:list=None,      # Gets the `BadRecord`s that were left out
-) -> list:              # Of rows with origin
-    "Each record through one of the templates"
+    on_bad:str='error', # 'skip': leave out records that do not fit a template
+    bad:list=None,      # Gets a `BadRecord` for each record left out
+) -> list:              # Of records with origin
+    "Each record written with one of the templates"
     _check_templates(templates)
     cut,rng,rows = len(templates)-held_out,random.Random(seed),[]
     numbers = range(cut, len(templates)) if split=='test' else range(cut)
@@ -129,9 +129,9 @@ _usual = dict(
     alpaca=[('{instruction}', '{input}', '{output}'), ('Please do this: {instruction}', '{input}', '{output}')])
 
 def usual_templates(
-    records:list,  # Records of one shape: text and label, SQuAD, Super-NaturalInstructions, Alpaca
-) -> list:         # Of dicts; the last one is meant to be held out
-    "Templates for the shape of the records; all but the last name the labels, if there are any"
+    records:list,  # Records of one format: text and label, SQuAD, Super-NaturalInstructions, Alpaca
+) -> list:         # Of dicts; the last one is intended to be held out
+    "Templates for the format of the records; all but the last name the labels, if there are any"
     shape = shape_of(records[0])
     if shape not in _usual: raise LmftError(f'there are no templates for records of shape {shape}; write some')
     labels = ', '.join(dict.fromkeys(str(r['label']) for r in records)) if shape=='labelled' else ''
@@ -146,7 +146,7 @@ def _tokens(text): return tuple(words_of(text))
 def same_text(
     text:str,
 ) -> str:
-    "What texts have in common that differ only in capitals, blanks, quotation marks and the ends of sentences"
+    "A normalised text; texts that differ only in capitals, spaces, quotation marks and final punctuation become equal"
     return ' '.join(plain_words(text))
 
 # %% ../../nbs/reference/making.ipynb #d0bd2f8d
@@ -170,7 +170,7 @@ def rouge_l(
 
 # %% ../../nbs/reference/making.ipynb #f39394cc
 def _alike(a, b, rouge):
-    "ROUGE-L of at least `rouge`; lengths that are too different decide without it"
+    "Whether ROUGE-L is at least `rouge`; very different lengths decide this without computing it"
     m,n = len(_tokens(a)),len(_tokens(b))
     return 2*min(m, n)>=rouge*(m+n) and rouge_l(a, b)>=rouge
 
@@ -178,12 +178,12 @@ def _ask_of(row): return f"{row['instruction']} {row.get('input', '')}".strip()
 
 # %% ../../nbs/reference/making.ipynb #a033f5e9
 def filter_rows(
-    rows:list,        # New rows: instruction, input, output
-    existing:list=(), # Rows that are there already
-    rouge:float=.7,   # Drop a row whose ROUGE-L with any kept one is at least this; above 1: equal ones alone
-    of=_ask_of,       # Function row → the text that is compared
-) -> tuple:           # (kept rows, {'dropped_duplicates': n, 'dropped_overlap': n})
-    "Rows without duplicates and near-copies of what is asked, the first of each kept"
+    rows:list,        # New records: instruction, input, output
+    existing:list=(), # Existing records
+    rouge:float=.7,   # Drop a record whose ROUGE-L with any kept one is at least this; above 1: only equal ones
+    of=_ask_of,       # Function record → the text to compare
+) -> tuple:           # (kept records, {'dropped_duplicates': n, 'dropped_overlap': n})
+    "Records without duplicates and near-duplicates of the instruction; the first of each is kept"
     asks,kept,counts = {same_text(of(r)): of(r) for r in existing},[],dict(dropped_duplicates=0, dropped_overlap=0)
     for r in rows:
         ask = of(r)
@@ -196,18 +196,18 @@ def filter_rows(
 
 # %% ../../nbs/reference/making.ipynb #f5768205
 def propose_prompt(
-    shown:list,  # Rows
+    shown:list,  # Records used as demonstrations
 ) -> str:
-    "A prompt that shows rows and asks a language model for another (after Self-Instruct, arXiv:2212.10560)"
+    "A prompt with records as demonstrations that asks a language model for another (after Self-Instruct, arXiv:2212.10560)"
     def say(r): return f"Instruction: {r['instruction']}\nInput: {r.get('input') or '-'}\nOutput: {r['output']}"
     head = 'Come up with new tasks, each with an input and the right output.'
     return '\n\n'.join([head, *map(say, shown), 'Instruction:'])
 
 # %% ../../nbs/reference/making.ipynb #9118d9fa
 def parse_rows(
-    text:str,  # What a language model wrote after 'Instruction:'
+    text:str,  # Text that a language model wrote after 'Instruction:'
 ) -> list:     # Of dicts: instruction, input, output
-    "The rows in a text that have all parts; where the text was cut off, the last one may be cut"
+    "The complete records in a text; if the text was cut, the last record may be cut too"
     found = [re.fullmatch(r'(.+?)\nInput:(.*?)\nOutput:(.+)', part.strip(), re.S)
              for part in re.split(r'(?:^|\n)Instruction:', text)]
     rows = [dict(zip(('instruction', 'input', 'output'), (t.strip() for t in m.groups()))) for m in found if m]
@@ -216,15 +216,15 @@ def parse_rows(
 # %% ../../nbs/reference/making.ipynb #99650310
 def from_model(
     say,              # Function prompt (str) → text: a language model
-    seeds:list,       # Rows to begin with
-    n:int,            # Rows wanted
-    k:int=4,          # Rows shown in a prompt
+    seeds:list,       # Seed records
+    n:int,            # Number of records to make
+    k:int=4,          # Number of demonstrations in a prompt
     rouge:float=.7,   # As in `filter_rows`
-    calls:int=None,   # Most prompts; None: 4 for each row wanted
+    calls:int=None,   # Maximum number of prompts; None: 4 for each record
     author:str='',    # Name of the language model, for the origin
-    seed:int=0,       # Decides which rows are shown
-) -> tuple:           # (rows with origin, counts: calls, proposed, dropped_duplicates, dropped_overlap)
-    "Rows that a language model writes after seeing others, its own among them; too few if `calls` run out"
+    seed:int=0,       # Seed of the demonstrations
+) -> tuple:           # (records with origin, counts: calls, proposed, dropped_duplicates, dropped_overlap)
+    "Records by a language model, prompted with seed records and its own earlier ones; fewer than `n` if `calls` is reached"
     if len(seeds)<k: raise LmftError(f'{len(seeds)} seed tasks are too few to show {k} in a prompt; give more')
     rng,rows,counts = random.Random(seed),[],Counter(calls=0, proposed=0, dropped_duplicates=0, dropped_overlap=0)
     with progress(total=n, desc='rows') as bar:
@@ -243,12 +243,12 @@ def world_author(
     world,
     names=None,        # Tasks that it knows; None: all
     wrong:float=.15,   # Share of wrong answers
-    copy:float=.1,     # Share of rows copied from the prompt
-    near:float=.15,    # Share of rows copied with a word more
-    n:int=200,         # Different rows of a task that it can think of
+    copy:float=.1,     # Share of records copied from the prompt
+    near:float=.15,    # Share of records copied with one additional word
+    n:int=200,         # Number of different records per task
     seed:int=0,
 ):                     # Function prompt → text
-    "A stand-in for a language model that writes rows of the world's tasks, with faults at known rates"
+    "A replacement for a language model that writes records of the world's tasks, with faults at known rates"
     rng,rows = dice('author', world.seed, seed),instruction_rows(world, n, names=names, seed=seed+900)
     fresh,outs = cycle(rows),{}
     for r in rows: outs.setdefault(r['task'], []).append(r['output'])

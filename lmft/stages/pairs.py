@@ -1,8 +1,8 @@
-"""A chosen and a rejected answer as two rows of one batch, beside what a reference says of both
+"""A chosen and a rejected answer as two sequences of one batch, with the log-probabilities of a reference
 
-A preference is a pair: a prompt, a chosen answer and a rejected one. Here a pair becomes two examples that share their
-prompt token by token, pairs become batches of the one loop, and a reference model's log-probabilities come into the
-batch, computed as it is trained or once beforehand.
+A preference is a pair: a prompt, a chosen answer and a rejected answer. Here a pair becomes two examples that share all
+tokens of their prompt. Pairs become batches for the one loop. The log-probabilities of a reference model are added to
+the batch, either during training or once beforehand.
 
 Docs: https://lmft-org.github.io/lmft/reference/pairs.html.md"""
 
@@ -36,13 +36,13 @@ from ..train.learner import SumMetric, TokenAccumulation, token_loss
 def to_stop(
     example:dict,  # `input_ids` and `labels`
 ) -> dict:
-    "The example up to its last label: some templates write on after the stop token"
+    "The example up to its last label; some templates write more text after the stop token"
     n = (example['labels']!=-100).nonzero()[-1].item()+1
     return {k: v[:n] for k,v in example.items()}
 
 def label_end(
     input_ids,  # (tokens,)
-    label:int,  # Of the whole text
+    label:int,  # Label of the whole text
 ) -> dict:
     "An example with one label, at its last token"
     return dict(input_ids=input_ids, labels=F.pad(torch.full((len(input_ids)-1,), -100), (0, 1), value=label))
@@ -52,32 +52,32 @@ def answer_pair(
     record:dict,  # prompt (str or messages), chosen, rejected
     tok,          # Tokenizer
 ) -> list:        # Of two examples
-    "Examples of both sides of a pair, answer and stop token trained from the same place on"
+    "Examples of both sides of a pair, with answer and stop token in the loss from the same position on"
     if record['chosen'].strip()==record['rejected'].strip():
         raise LmftError('chosen and rejected are the same answer; let them differ or take the pair out')
     prompt = as_asked(record['prompt'], tok)
     pair = [to_stop(answer_example(prompt, record[side], tok, True)) for side in ('chosen', 'rejected')]
-    start = min((e['labels']!=-100).nonzero()[0].item() for e in pair)     # one token may hold prompt and answer
+    start = min((e['labels']!=-100).nonzero()[0].item() for e in pair)     # one token may contain prompt and answer
     for e in pair: e['labels'] = torch.cat([e['labels'][:start], e['input_ids'][start:]])
     return pair
 
 # %% ../../nbs/reference/pairs.ipynb #cdc8fd74
 def reward_pair(
-    record:dict,  # prompt, chosen, rejected, and `tie` where neither is better
+    record:dict,  # prompt, chosen, rejected, and `tie` if neither is better
     tok,          # Tokenizer
 ) -> list:        # Of two examples
-    "Examples of both sides of a pair; the last token of each is labelled 1, or 0 where the two tie"
+    "Examples of both sides of a pair; the last token of each has the label 1, or 0 for a tie"
     return [label_end(e['input_ids'], int(not record.get('tie'))) for e in answer_pair(record, tok)]
 
 # %% ../../nbs/reference/pairs.ipynb #e3d2e99f
 def pair_examples(
     records:list,      # Of dict: prompt (str or messages), chosen, rejected
     tok,               # Tokenizer
-    seq_len:int=512,   # Maximum tokens of a side
+    seq_len:int=512,   # Maximum number of tokens per side
     make=answer_pair,  # Or `reward_pair`
-    on_bad='error',    # 'skip': leave out records that the tokenizer or its template refuses
-    bad:list=None,     # Gets the `BadRecord`s that were left out
-) -> tuple:            # (list of [chosen, rejected] examples, how many pairs were too long)
+    on_bad='error',    # 'skip': leave out records that the tokenizer or its template rejects
+    bad:list=None,     # Gets a `BadRecord` for each record left out
+) -> tuple:            # (list of [chosen, rejected] examples, number of pairs that were too long)
     "Both sides of each pair as examples"
     pairs = []
     for i,r in enumerate(progress(records, desc='tokenise')):
@@ -99,7 +99,7 @@ class PairDL(LMDL):
         return inputs, ref.view(-1, 2), tokens, inputs['keep'].sum(1).view(-1, 2)
 
 class RewardDL(LMDL):
-    "Batches of `bs` pairs: `({inputs}, decided (pairs, 2))`, 1 where one answer is better and 0 where they tie"
+    "Batches of `bs` pairs: `({inputs}, decided (pairs, 2))`; 1 if one answer is better, 0 for a tie"
     def _collate(self, pairs):
         inputs,labels = super()._collate([[e] for p in pairs for e in p])
         return inputs, labels.view(-1, 2)
@@ -107,15 +107,15 @@ class RewardDL(LMDL):
 # %% ../../nbs/reference/pairs.ipynb #b47e6765
 def pair_dls(
     train:list,   # [chosen, rejected] examples
-    valid:list,   # To validate on
+    valid:list,   # The same, for validation
     tok,          # Tokenizer, for padding
     cls=PairDL,   # Or `RewardDL`
-    bs:int=8,     # Pairs of a (micro-)batch
-    n_acc:int=1,  # Micro-batches of a step
+    bs:int=8,     # Pairs in a (micro-)batch
+    n_acc:int=1,  # Micro-batches in an optimiser step
     seed:int=0,   # Decides the order
-    device=None,  # Where batches go; None: a GPU if there is one
+    device=None,  # Device of the batches; None: a GPU if there is one
 ):
-    "DataLoaders of pairs, like lengths together"
+    "DataLoaders of pairs, with similar lengths together"
     for name,pairs in (('training', train), ('validation', valid)):
         if not pairs: raise LmftError(f'no {name} pair fits into seq_len; give a longer one')
     device = device or pick_device()
@@ -125,9 +125,9 @@ def pair_dls(
 # %% ../../nbs/reference/pairs.ipynb #0cb27a73
 def dpo_dls(
     train:list,       # Records of pairs
-    valid:list,       # To validate on
+    valid:list,       # The same, for validation
     tok,              # Tokenizer
-    seq_len:int=512,  # Maximum tokens of a side
+    seq_len:int=512,  # Maximum number of tokens per side
     **kwargs          # Other arguments of `pair_dls`
 ):
     "DataLoaders for DPO"
@@ -135,10 +135,10 @@ def dpo_dls(
     return pair_dls(*sides, tok, **kwargs)
 
 def reward_dls(
-    train:list,       # Records of pairs; one that ties is marked with `tie`
-    valid:list,       # To validate on
+    train:list,       # Records of pairs; a tie has the field `tie`
+    valid:list,       # The same, for validation
     tok,              # Tokenizer
-    seq_len:int=512,  # Maximum tokens of a side
+    seq_len:int=512,  # Maximum number of tokens per side
     **kwargs          # Other arguments of `pair_dls`
 ):
     "DataLoaders for a reward model"
@@ -147,24 +147,24 @@ def reward_dls(
 
 # %% ../../nbs/reference/pairs.ipynb #626d31ea
 def pair_mean(
-    sums,      # Function of the learner: [sum over the pairs of a batch, how many they are]
-    name:str,  # Its name in the table
+    sums,      # Function of the learner: [sum over the pairs of a batch, number of these pairs]
+    name:str,  # Name of the metric
 ) -> SumMetric:
     "Metric: a sum over pairs divided by their number"
     return SumMetric(sums, lambda t: t[0]/max(t[1], 1), name)
 
 def wins(
     chosen,    # Scores of the chosen answers, (pairs,)
-    rejected,  # Of the others
-    tie=None,  # Bool: the two are equally good, (pairs,)
+    rejected,  # Scores of the rejected answers
+    tie=None,  # Bool: both answers are equally good, (pairs,)
 ) -> list:
-    "How many pairs have the chosen answer ahead, of how many that are no tie"
+    "Number of pairs in which the chosen answer has the higher score, and number of pairs that are not ties"
     decided = torch.ones_like(chosen, dtype=torch.bool) if tie is None else ~tie
     return [((chosen>rejected) & decided).sum(), decided.sum()]
 
 # %% ../../nbs/reference/pairs.ipynb #df3b4d2c
 class NoDropout(Callback):
-    "Trains with dropout switched off; blocks that `checkpoint_blocks` has set to be computed again still are"
+    "Trains without dropout; gradient checkpointing set by `checkpoint_blocks` still works"
     order = TrainEvalCallback.order+1
     run_valid = False
     def before_train(self):
@@ -173,7 +173,7 @@ class NoDropout(Callback):
             if getattr(block, 'gradient_checkpointing', False): self._train_alone(block)
 
     def _train_alone(self, block):
-        "Training mode for the block itself; the dropout layers in it stay off"
+        "Training mode only for the block itself; dropout layers inside it stay off"
         settings = vars(block) | vars(getattr(block, 'config', self))
         for k,v in settings.items():
             if 'drop' in k and isinstance(v, float) and v:
@@ -183,19 +183,19 @@ class NoDropout(Callback):
 
 # %% ../../nbs/reference/pairs.ipynb #efc385c7
 def row_logps(
-    logits,  # Of the answers' tokens, (tokens, vocabulary)
+    logits,  # Logits of the answers' tokens, (tokens, vocabulary)
     tokens,  # The tokens, (tokens,)
-    n,       # How many belong to each answer, (pairs, 2)
+    n,       # Number of tokens of each answer, (pairs, 2)
 ):           # (pairs, 2)
     "Log-probability (nats) of each answer"
     return torch.segment_reduce(-token_loss(logits, tokens), 'sum', lengths=n.flatten()).view_as(n)
 
 # %% ../../nbs/reference/pairs.ipynb #773b0c5f
 class Reference(Callback):
-    "Puts the reference's log-probabilities into each batch, before the policy sees it"
+    "Adds the reference's log-probabilities to each batch, before the policy sees it"
     order = TokenAccumulation.order-1
     def __init__(self,
-        ref_model=None,  # Frozen model; None: the policy with its adapter off
+        ref_model=None,  # Frozen model; None: the policy with its adapter disabled
     ): self.ref_model = ref_model
 
     def before_batch(self):
@@ -209,10 +209,10 @@ class Reference(Callback):
 # %% ../../nbs/reference/pairs.ipynb #79fee2b7
 def answer_logps(
     model,     # Causal model
-    inputs,    # Of a batch of `PairDL`
+    inputs,    # Inputs of a batch of `PairDL`
     tokens,    # As in `row_logps`
     n,         # As in `row_logps`
-    amp=None,  # dtype of its matrix products; None: that of the weights
+    amp=None,  # dtype of matrix products; None: that of the weights
 ):             # (pairs, 2)
     "Log-probability (nats) of each answer of a batch, without gradient and dropout"
     wrapped = HFModel(model)
@@ -223,7 +223,7 @@ def answer_logps(
 def cache_logps(
     dl,        # `PairDL`
     model,     # The reference
-    amp=None,  # dtype of its matrix products, that of the policy; None: that of the weights
+    amp=None,  # dtype of matrix products, as for the policy; None: that of the weights
 ):
     "Compute the reference's log-probabilities of all pairs once, and store them with the examples"
     pairs = sorted(dl.dataset, key=lambda p: sum(len(e['input_ids']) for e in p))

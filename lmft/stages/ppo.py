@@ -1,8 +1,8 @@
-"""The machinery of reinforcement learning in the one loop: a value head, rollouts that fill the loader, a learner
+"""Reinforcement learning in the one loop: a value head, rollouts that fill the loader, and a learner
 
-The [lesson on RLHF](../learn/12_rlhf.ipynb) builds the parts of proximal policy optimisation (PPO); here they meet
-the one loop. An epoch is a round: sample answers, score them with any reward, lay out what each token deserves, then
-update on minibatches. The value head reads the policy's last hidden state. `best_of` stands beside it for comparison.
+The [lesson on RLHF](../learn/12_rlhf.ipynb) builds the parts of proximal policy optimisation (PPO). This module
+combines them in the one loop. An epoch is one round: sample answers, score them with any reward, compute advantages,
+then update on minibatches. The value head reads the policy's last hidden state. `best_of` is included for comparison.
 
 Docs: https://lmft-org.github.io/lmft/reference/ppo.html.md"""
 
@@ -39,7 +39,7 @@ from .rlhf import gae, kl_rewards, ppo_loss, sample_rollouts, token_stats, white
 
 # %% ../../nbs/reference/ppo.ipynb #a94fc2eb
 class ActorCritic(HFModel):
-    "A policy and its value head: logits and a value for each trained position"
+    "A policy and its value head: logits and a value for each position in the loss"
     def __init__(self,
         hf,  # Causal 🤗 or peft model
     ):
@@ -55,17 +55,17 @@ class ActorCritic(HFModel):
 
 # %% ../../nbs/reference/ppo.ipynb #cea2e909
 class RolloutDL(LMDL):
-    "Batches of `({inputs}, tokens, old_logps, advantages, old_values, returns)`; the rollouts come with each round"
+    "Batches of `({inputs}, tokens, old_logps, advantages, old_values, returns)`; each round has new rollouts"
     def __init__(self,
         dataset:list,         # Rollouts of the round, replaced in place
-        n_rollouts:int=0,     # How many a round has
-        passes:int=1,         # Times that each is read
+        n_rollouts:int=0,     # Number of rollouts per round
+        passes:int=1,         # PPO epochs per round
         **kwargs              # Other arguments of `LMDL`
     ):
         super().__init__(dataset, n=n_rollouts*passes, **kwargs)
         self.n_rollouts = n_rollouts
 
-    def __iter__(self): return super().__iter__() if self.n else iter(())        # torch's would use up a random number
+    def __iter__(self): return super().__iter__() if self.n else iter(())        # torch's iterator would use a random number
     def _collate(self, rollouts):
         inputs,tokens = super()._collate([[r] for r in rollouts])
         columns = 'logps', 'advantages', 'values', 'returns'
@@ -77,20 +77,20 @@ class RolloutDL(LMDL):
 
 # %% ../../nbs/reference/ppo.ipynb #e5e2cf97
 class Rollouts(Callback):
-    "Before each round: sample answers, score them, lay out what PPO learns from them; figures of each round in `rows`"
+    "Before each round: sample answers, score them, compute advantages; metrics of each round are in `rows`"
     order = Recorder.order+1
     columns = 'input_ids', 'labels', 'logps', 'advantages', 'values', 'returns'
     def __init__(self,
         tok,                    # Tokenizer
         prompts:list,           # Strings, or lists of messages, to sample from
         reward,                 # `(prompts, answers)` -> list of float
-        ref_model=None,         # Frozen reference; None: the policy with its adapter off
-        n:int=64,               # Prompts a round
-        max_new_tokens:int=16,  # Maximum tokens of an answer
-        beta:float=.05,         # Price of a nat of KL, in units of the reward
+        ref_model=None,         # Frozen reference; None: the policy with its adapter disabled
+        n:int=64,               # Prompts per round
+        max_new_tokens:int=16,  # Maximum number of tokens in an answer
+        beta:float=.05,         # KL coefficient: reward units per nat
         gamma:float=1.,         # As in `gae`
         lam:float=.95,          # As in `gae`
-        no_end:float=1.,        # Taken from the reward of an answer that was cut off
+        no_end:float=1.,        # Missing EOS penalty: subtracted from the reward of a cut answer
         seed:int=0,             # Decides the prompts of each round
     ):
         store_attr()
@@ -99,16 +99,16 @@ class Rollouts(Callback):
     def before_fit(self): self.fit_amp = self.model.amp
     def before_train(self): self.dls.train.dataset[:] = self.sample_round(self.prompts_of(len(self.rows)))
     def after_fit(self):
-        self.model.amp = self.fit_amp                                # `Precision` has already taken it away
-        self.sample_round(self.prompts_of(0))                             # the first prompts again: these rows compare
+        self.model.amp = self.fit_amp                                # `Precision` has already removed it
+        self.sample_round(self.prompts_of(0))                             # the first prompts again, for comparison
         self.model.amp = None
 
 # %% ../../nbs/reference/ppo.ipynb #4f0f56e6
 @patch
 def sample_round(self:Rollouts,
-    prompts:list,  # To answer
+    prompts:list,  # Prompts to answer
 ) -> list:         # Of rollouts with rewards, log-probabilities, values, advantages and returns
-    "Sample and score an answer to each prompt, and note the figures in `rows`"
+    "Sample and score an answer to each prompt, and store the metrics in `rows`"
     rollouts = sample_rollouts(self.model.hf, self.tok, prompts, self.max_new_tokens)
     self._score(rollouts)
     self._measure(rollouts)
@@ -119,7 +119,7 @@ def sample_round(self:Rollouts,
 # %% ../../nbs/reference/ppo.ipynb #3b8684ea
 @patch
 def _score(self:Rollouts, rollouts):
-    "The reward of each answer, less where it was cut off"
+    "The reward of each answer, minus the penalty if it was cut"
     scores = list(self.reward([r['prompt'] for r in rollouts], [r['answer'] for r in rollouts]))
     if len(scores)!=len(rollouts):
         raise LmftError(f'the reward gives {len(scores)} numbers for {len(rollouts)} answers; '
@@ -136,7 +136,7 @@ def _measure(self:Rollouts, rollouts):
     for r,(logps,entropy,values) in zip(rollouts, token_stats(self.model, rollouts, pad_id)):
         r |= dict(logps=logps, entropy=entropy, values=values)
     reference = HFModel(self.ref_model or self.model.hf)
-    reference.amp = self.model.amp                                                       # precision as the policy's
+    reference.amp = self.model.amp                                                       # the precision of the policy
     with nullcontext() if self.ref_model else disabled(self.model.hf):
         for r,(ref_logps,_) in zip(rollouts, token_stats(reference, rollouts, pad_id)): r['ref_logps'] = ref_logps
 
@@ -153,7 +153,7 @@ def _estimate(self:Rollouts, rollouts):
 
 # %% ../../nbs/reference/ppo.ipynb #d743561a
 def _figures(rollouts):
-    "What a round looks like: means over answers, entropy over tokens, and a sample"
+    "Metrics of a round: means over answers, entropy over tokens, and a sample"
     n = len(rollouts)
     def cat(k): return torch.cat([r[k] for r in rollouts])
     def mean(k): return sum(r[k] for r in rollouts)/n
@@ -165,19 +165,19 @@ def _figures(rollouts):
 # %% ../../nbs/reference/ppo.ipynb #2a520ae0
 @patch
 def state(self:Rollouts) -> dict:
-    "The figures so far and the rollouts of this round, as plain lists"
+    "The metrics so far and the rollouts of this round, as plain lists"
     rollouts = self.dls.train.dataset
     return dict(rows=self.rows, rollouts=[{k: r[k].tolist() for k in self.columns} for r in rollouts])
 
 @patch
 def set_state(self:Rollouts, state):
-    "Go on from what `state` gave"
+    "Continue from a result of `state`"
     self.rows = state['rows']
     self.dls.train.dataset[:] = [{k: torch.tensor(v) for k,v in r.items()} for r in state['rollouts']]
 
 # %% ../../nbs/reference/ppo.ipynb #33990b64
 def _clipped(clip):
-    "Metric: share of the tokens whose ratio is beyond the clip"
+    "Metric: share of tokens whose ratio is outside the clip range"
     def _sums(learn):
         logits,_ = learn.pred
         tokens,old_logps,*_ = learn.yb
@@ -187,7 +187,7 @@ def _clipped(clip):
 
 # %% ../../nbs/reference/ppo.ipynb #f2e57511
 def _policy(model, method, ref_model, method_options):
-    "The policy and its reference: the same model with its new adapter off (None), or a frozen copy"
+    "The policy and its reference: the same model with its new adapter disabled (None), or a frozen copy"
     wrapped = HFModel(model)
     if not wrapped.causal or wrapped.per_row or wrapped.spans:
         raise LmftError(f'{type(model).__name__} writes no text; PPO needs a causal language model')
@@ -200,7 +200,7 @@ def _policy(model, method, ref_model, method_options):
 
 # %% ../../nbs/reference/ppo.ipynb #4cc6ae71
 def _rollout_dls(tok, n, passes, bs, n_acc, seed, device):
-    "Loaders of the rollouts to come, and of nothing to validate on"
+    "A loader for the future rollouts, and an empty loader for validation"
     kw = dict(tok=tok, bs=bs, packed=False, device=device)
     train = RolloutDL([], n, passes, n_acc=n_acc, shuffle=True, seed=seed, **kw)
     return DataLoaders(train, RolloutDL([], **kw), device=device)
@@ -213,20 +213,20 @@ def ppo_from_prompts(
     reward,                 # `(prompts, answers)` -> list of float
     method:str='lora',      # What is trained, as in `trainable`
     ref_model=None,         # Frozen reference; None: the model as it is now
-    n:int=64,               # Prompts a round
-    passes:int=2,           # Times that each answer is learned from
-    bs:int=32,              # Answers of a (micro-)batch
-    n_acc:int=1,            # Micro-batches of a step
+    n:int=64,               # Prompts per round
+    passes:int=2,           # PPO epochs per round (TRL: `num_ppo_epochs`)
+    bs:int=32,              # Answers in a (micro-)batch
+    n_acc:int=1,            # Micro-batches in an optimiser step
     clip:float=.2,          # As in `ppo_loss`
     value_weight:float=.5,  # As in `ppo_loss`
-    lr:float=None,          # Highest learning rate; None: half of `usual_lr`
+    lr:float=None,          # Maximum learning rate; None: half of `usual_lr`
     seed:int=0,             # Decides prompts and order
-    device=None,            # Where model and batches go; None: a GPU if there is one
-    cbs=(),                 # More callbacks
+    device=None,            # Device of model and batches; None: a GPU if there is one
+    cbs=(),                 # Additional callbacks
     method_options=None,    # Options of the method, such as dict(alpha=32) of LoRA
     **kwargs                # Other arguments of `Rollouts`
 ):
-    "A Learner whose epochs are rounds of sampling and updating; `learn.rollouts.rows` has their figures"
+    "A Learner whose epochs are rounds of sampling and updating; `learn.rollouts.rows` has their metrics"
     if len(prompts)<n: raise LmftError(f'a round takes {n} prompts, but there are {len(prompts)}; give more or lower n')
     device = device or pick_device()
     policy,ref_model = _policy(model.to(device), method, ref_model, method_options)
@@ -244,8 +244,8 @@ def ppo_from_prompts(
 # %% ../../nbs/reference/ppo.ipynb #09b3f992
 def scaled_reward(
     reward,        # `(prompts, answers)` -> numbers
-    prompts:list,  # Put to the reference
-    answers:list,  # Its answers
+    prompts:list,  # Prompts for the reference
+    answers:list,  # Answers of the reference
 ):                 # `(prompts, answers)` -> list of float
     "A reward of mean 0 and standard deviation 1 on these answers"
     scores = torch.as_tensor(reward(prompts, answers), dtype=torch.float)
@@ -261,10 +261,10 @@ def best_of(
     tok,           # Its tokenizer
     prompts:list,  # Strings, or lists of messages
     reward,        # `(prompts, answers)` -> list of float
-    n:int=4,       # Answers sampled to each prompt
+    n:int=4,       # Answers sampled per prompt
     **kwargs       # Other arguments of `sample_rollouts`
 ) -> list:         # Of str
-    "Of `n` answers to each prompt the one with the highest reward; no training at all"
+    "The answer with the highest reward among `n` sampled answers per prompt; without training"
     repeated = [p for p in prompts for _ in range(n)]
     answers = [r['answer'] for r in sample_rollouts(model, tok, repeated, **kwargs)]
     best = torch.as_tensor(reward(repeated, answers)).view(-1, n).argmax(1)

@@ -28,6 +28,7 @@ from .finetuning import context_length
 from .questions import long_questions, squad_scores
 from .people import append_line, read_lines
 from sklearn.metrics import accuracy_score, f1_score
+from .classification import label_name
 from .prediction import predict_records, prompt_of, tasks_of, word_entities
 
 # %% ../../nbs/reference/predicting.ipynb #53f3df8b
@@ -229,7 +230,8 @@ def prediction_figures(
         sets = [(places(word_entities(r['tokens'], r['tags'])), places(p['entities'])) for r,p in both]
         hit,n = sum(len(y & p) for y,p in sets),sum(len(y)+len(p) for y,p in sets)
         return dict(entity_f1=2*hit/max(n, 1))
-    true,said = [str(r['label']) for r,_ in both],[str(p['prediction']) for _,p in both]
+    names = [*both[0][1].get('probabilities', ())]
+    true,said = [label_name(r['label'], names) for r,_ in both],[str(p['prediction']) for _,p in both]
     return dict(accuracy=accuracy_score(true, said), macro_f1=f1_score(true, said, average='macro'), labelled=len(both))
 
 # %% ../../nbs/reference/predicting.ipynb #f4c15cf9

@@ -1,7 +1,7 @@
-"""Rankings with ties become pairs; pairs teach a reward model to judge, or a policy to answer better
+"""Rankings with ties become pairs; the pairs train a reward model, or a policy that answers better
 
-A reward model learns from pairs of answers to score any answer; DPO tunes a policy on the same pairs without one. A
-pair is two rows of one batch, so both go through the one Learner with nothing but a loss of their own.
+A reward model learns from pairs of answers to score any answer. DPO tunes a policy on the same pairs without a reward
+model. A pair is two sequences of one batch, so both methods use the one Learner and add only their own loss.
 
 Docs: https://lmft-org.github.io/lmft/learn/preferences.html.md"""
 
@@ -32,17 +32,17 @@ from .pairs import NoDropout, Reference, cache_logps, label_end, pair_mean, row_
 # %% ../../nbs/learn/11_preferences.ipynb #6ceadae2
 def bradley_terry_loss(
     chosen,    # Scores of the better answers, (pairs,)
-    rejected,  # Scores of the others
+    rejected,  # Scores of the worse answers
 ):             # (pairs,)
     "-log probability that the better answer wins (Bradley & Terry, 1952; Ouyang et al., 2022, arXiv:2203.02155)"
     return -F.logsigmoid(chosen-rejected)
 
 # %% ../../nbs/learn/11_preferences.ipynb #f100e693
 def davidson_loss(
-    chosen,         # Scores of one side, (pairs,)
-    rejected,       # Scores of the other
-    tie,            # Bool: the two are equally good
-    nu:float=1.,    # Weight of ties: of two equal answers, nu/(nu+2) tie
+    chosen,         # Scores of the first answer, (pairs,)
+    rejected,       # Scores of the second answer
+    tie,            # Bool: both answers are equally good
+    nu:float=1.,    # Weight of ties: with equal scores the probability of a tie is nu/(nu+2)
 ):                  # (pairs,)
     "-log probability that the first wins, or of a tie (Davidson, 1970, JASA 65:317)"
     half = (chosen-rejected)/2
@@ -51,14 +51,14 @@ def davidson_loss(
 
 # %% ../../nbs/learn/11_preferences.ipynb #38c18e85
 def PairAccuracy():
-    "Share of the pairs whose better answer has the higher reward; ties are left out"
+    "Share of pairs in which the better answer has the higher reward; ties are left out"
     def _sums(learn):
         chosen,rejected = learn.pred.view(-1, 2).unbind(1)
         return wins(chosen, rejected, tie=learn.yb[0][:, 0]==0)
     return pair_mean(_sums, 'pair_accuracy')
 
 def _check_rewards(model):
-    "Refuse a model that does not give one number a text, read at its end"
+    "Reject a model that does not give one number per text, read at its end"
     wrapped = HFModel(model)
     if not (wrapped.per_row and wrapped.causal) or base_of(model).config.num_labels!=1:
         raise LmftError("a reward model is causal, with one number a text; use load_model(path, 'rows', num_labels=1)")
@@ -66,10 +66,10 @@ def _check_rewards(model):
 # %% ../../nbs/learn/11_preferences.ipynb #6be004fc
 def reward_from_dls(
     dls,                # DataLoaders from `reward_dls`
-    model,              # Causal body with a head of one number: `load_model(path, 'rows', num_labels=1)`
+    model,              # Causal model whose head gives one number: `load_model(path, 'rows', num_labels=1)`
     method:str='full',  # What is trained, as in `trainable`
     nu:float=None,      # Weight of ties, as in `davidson_loss`; None: Bradley–Terry, for pairs without ties
-    cbs=(),             # More callbacks
+    cbs=(),             # Additional callbacks
     **kwargs            # Other arguments of `tune_learner`
 ):
     "A Learner for a reward model"
@@ -88,8 +88,8 @@ def reward_scores(
     model,          # Reward model
     tok,            # Its tokenizer
     prompts:list,   # Strings, or lists of messages
-    answers:list,   # An answer (str) to each
-    end=True,       # Put the stop token after it (a bool, or one for each); an answer cut by length has none
+    answers:list,   # One answer (str) for each prompt
+    end=True,       # Add the stop token (one bool, or a bool per answer); an answer cut by length has none
     **kwargs        # Arguments of `lmft.stages.finetuning.predict`: `bs`, `left`
 ) -> torch.Tensor:  # (answers,)
     "The reward of each answer, read at its last real token"
@@ -104,10 +104,10 @@ def reward_scores(
 # %% ../../nbs/learn/11_preferences.ipynb #d703dea7
 def dpo_loss(
     policy_chosen,    # Log-probabilities (nats) of the better answers under the policy, (pairs,)
-    policy_rejected,  # Of the others
-    ref_chosen,       # The same under the reference
+    policy_rejected,  # The same for the worse answers
+    ref_chosen,       # Log-probabilities of the better answers under the reference
     ref_rejected,
-    beta:float=.1,    # Weight of the log-ratios: the higher, the nearer the policy stays to its reference
+    beta:float=.1,    # Weight of the log-ratios: the higher, the closer the policy stays to its reference
 ):                    # (pairs,)
     "-log probability of the preference under the policy's own reward (Rafailov et al., 2023, arXiv:2305.18290)"
     return -F.logsigmoid(beta*((policy_chosen-ref_chosen)-(policy_rejected-ref_rejected)))
@@ -116,7 +116,7 @@ def dpo_loss(
 def dpo_metrics(
     beta:float,  # As in `dpo_loss`
 ) -> list:
-    "pair_accuracy, reward_margin and chosen_logp_change (nats), means over pairs"
+    "Metrics pair_accuracy, reward_margin and chosen_logp_change (nats), as means over pairs"
     def _ratios(learn):
         ref,tokens,n = learn.yb
         return (row_logps(learn.pred, tokens, n)-ref).unbind(1)
@@ -140,7 +140,7 @@ def _adapter(dls, model, amp): return [Reference()]
 references = dict(adapter=_adapter, copy=_copy, cached=_cached)  # (dls, model, amp) → callbacks
 
 def _amp(cbs, device):
-    "The dtype that a `Precision` among the callbacks will give to matrix products"
+    "The dtype of matrix products under the `Precision` callback, if there is one"
     asked = next((cb.asked for cb in L(cbs) if isinstance(cb, Precision)), 'fp32')
     precision = pick_precision(asked, device)
     return None if precision=='fp32' else dtypes[precision]
@@ -152,8 +152,8 @@ def dpo_from_dls(
     method:str='full',       # What is trained, as in `trainable`
     beta:float=.1,           # As in `dpo_loss`
     reference:str='cached',  # 'adapter', 'copy' or 'cached'
-    lr:float=None,           # Highest learning rate; None: a tenth of `usual_lr`
-    cbs=(),                  # More callbacks
+    lr:float=None,           # Maximum learning rate; None: a tenth of `usual_lr`
+    cbs=(),                  # Additional callbacks
     **kwargs                 # Other arguments of `lm_learner`
 ):
     "A Learner for DPO"

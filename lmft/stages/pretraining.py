@@ -1,7 +1,7 @@
-"""From text alone: next words, masked words, neighbouring sentences, and the base models of all later lessons
+"""From text alone: next words, masked words, next-sentence prediction, and the base models of all later lessons
 
-Pretraining learns from text that nobody labelled: `lmft.data.loaders.clm_dls` for next words, `mlm_dls` for masked
-words and neighbouring sentences, `mix` for sources of different weight.
+Pretraining learns from text without human labels. `lmft.data.loaders.clm_dls` prepares next-token prediction, `mlm_dls`
+prepares masked words and next-sentence prediction, and `mix` combines sources with different weights.
 
 Docs: https://lmft-org.github.io/lmft/learn/pretraining.html.md"""
 
@@ -32,16 +32,16 @@ from ..data.words import word_spans
 def _plain_ids(tok): return torch.tensor(sorted({*range(len(tok))}-{*tok.all_special_ids}))
 
 def mask_tokens(
-    input_ids,       # Tokens of one row, (tokens,)
-    words,           # Number of the word that each token belongs to, -1 for special tokens; (tokens,)
+    input_ids,       # Token ids of one sequence, (tokens,)
+    words,           # Word number of each token, -1 for special tokens; (tokens,)
     tok,             # Tokenizer with a mask token
-    rate:float=.15,  # Share of words that are picked
+    rate:float=.15,  # Share of words that are selected
     generator=None,  # `torch.Generator`
 ) -> tuple:
-    "BERT's masking (arXiv:1810.04805) of whole words: `(input_ids, labels)`, -100 where nothing is asked"
+    "BERT's masking (arXiv:1810.04805) of whole words: `(input_ids, labels)`, -100 where there is no target"
     def draw(n): return torch.rand(n, generator=generator)
     chosen = draw(int(words.max())+1)<rate
-    if not chosen.any(): chosen[int(draw(1)*len(chosen))] = True               # a row always asks for something
+    if not chosen.any(): chosen[int(draw(1)*len(chosen))] = True               # every sequence has a target
     pick = (words>=0)&chosen[words.clamp(min=0)]
     ids,how = input_ids.clone(),draw(len(input_ids))
     ids[pick&(how<.8)] = tok.mask_token_id
@@ -53,9 +53,9 @@ def mask_tokens(
 # %% ../../nbs/learn/04_pretraining.ipynb #7c39bf81
 def token_words(
     text:str,
-    offsets:list,  # Of each token: (start, end) in the text
+    offsets:list,  # For each token: (start, end) in the text
 ) -> list:         # Of int, from 0 without gaps
-    "The number of the word in which each token begins; a blank belongs to the word after it"
+    "The number of the word in which each token begins; a space belongs to the word after it"
     ends = [b for _,b in word_spans(text)] or [len(text)]
     at = [min(bisect_right(ends, a), len(ends)-1) for a,_ in offsets]
     number = {w: i for i,w in enumerate(dict.fromkeys(at))}
@@ -67,9 +67,9 @@ _sentence = re.compile(r'\S[^\n]*?(?:[.?!؟۔।॥](?=\s)|[。！？｡]+[”�
 def pieces(
     text:str,
     tok,       # Tokenizer with offsets
-    most:int,  # Maximum tokens of a piece
-) -> list:     # Of (ids, words), two lists of one length
-    "A text cut between sentences or lines where that can be, in pieces of at most `most` tokens"
+    most:int,  # Maximum number of tokens in a segment
+) -> list:     # Of (ids, words), two lists of the same length
+    "Cut a text into segments of at most `most` tokens, between sentences or lines where possible"
     out = [([], [])]
     for m in _sentence.finditer(text):
         s = ' '*(text[max(m.start()-1, 0)].isspace() and len(out[-1][0])>0)+m.group()
@@ -85,9 +85,9 @@ def pieces(
 # %% ../../nbs/learn/04_pretraining.ipynb #341f6630
 def joined_pieces(
     tok,     # Tokenizer with cls and sep tokens
-    *parts,  # Pieces of text as (ids, words)
+    *parts,  # Segments of text as (ids, words)
 ) -> dict:   # input_ids, words, token_type_ids
-    "Pieces as `[cls] a [sep] b [sep]`"
+    "Segments as `[cls] a [sep] b [sep]`"
     ids,words,types,n = [tok.cls_token_id],[-1],[0],0
     for k,(i,w) in enumerate(parts):
         ids,words,types = ids+i+[tok.sep_token_id], words+[x+n for x in w]+[-1], types+[k]*(len(i)+1)
@@ -98,9 +98,9 @@ def joined_pieces(
 def mlm_examples(
     records:list,  # Records {'text': str}
     tok,           # Tokenizer with mask, cls and sep tokens
-    seq_len:int,   # Most tokens of an example
+    seq_len:int,   # Maximum number of tokens in an example
 ) -> list:         # Of {input_ids, words, token_type_ids}
-    "Pieces of text as `[cls] … [sep]`; masks are drawn when a batch is made"
+    "Segments of text as `[cls] … [sep]`; masks are sampled when a batch is made"
     for name in ('mask', 'cls', 'sep'):
         if getattr(tok, f'{name}_token_id') is None:
             raise LmftError(f'the tokenizer has no {name} token, which masked models need')
@@ -111,10 +111,10 @@ def mlm_examples(
 def nsp_examples(
     records:list,  # Records {'text': str}
     tok,           # Tokenizer with mask, cls and sep tokens
-    seq_len:int,   # Most tokens of an example
-    seed:int=0,    # Decides which pairs are parted
+    seq_len:int,   # Maximum number of tokens in an example
+    seed:int=0,    # Decides which pairs are not consecutive
 ) -> list:         # Of {input_ids, words, token_type_ids, parted}
-    "Pairs of pieces, half of them with a second piece from another document: `parted` is 0 or 1, as in 🤗"
+    "Segment pairs, half with a second segment from another document; `parted` is the next-sentence label (0 or 1, as in 🤗)"
     records = progress(records, desc='tokenise')
     rng,docs = random.Random(seed),[pieces(r['text'], tok, (seq_len-3)//2) for r in records]
     docs = [d for d in docs if d]
@@ -124,7 +124,7 @@ def nsp_examples(
         raise LmftError('pairs of neighbours need more text: two documents, or a longer one')
     def other(i, k):
         while (j:=rng.randrange(len(docs)))==i and len(docs)>1: pass
-        while (m:=rng.randrange(len(docs[j]))) in (k, k+1) and j==i: pass      # one long text: from elsewhere in it
+        while (m:=rng.randrange(len(docs[j]))) in (k, k+1) and j==i: pass      # a single text: from another position in it
         return docs[j][m]
     out = []
     for i,d in enumerate(docs):
@@ -135,7 +135,7 @@ def nsp_examples(
 
 # %% ../../nbs/learn/04_pretraining.ipynb #4a031431
 class MaskedDL(LMDL):
-    "Batches of rows that are masked when they are drawn: anew in training, always alike in validation"
+    "Batches of sequences, masked when a batch is made: with new masks in training, with fixed masks in validation"
     def __init__(self, dataset, rate=.15, **kwargs):
         super().__init__(dataset, **{**kwargs, 'packed':False, 'shift':False})
         self._args['rate'] = self.rate = rate
@@ -156,16 +156,16 @@ class MaskedDL(LMDL):
 
 # %% ../../nbs/learn/04_pretraining.ipynb #99079743
 def masked_dls(
-    train,           # Examples as `mlm_examples` or `nsp_examples` make them
+    train,           # Examples from `mlm_examples` or `nsp_examples`
     valid,           # Examples
     tok,             # Tokenizer with a mask token
     rate:float=.15,  # Share of words that are masked
-    bs:int=8,        # Rows of a (micro-)batch
-    n_acc:int=1,     # Micro-batches of a step
+    bs:int=8,        # Sequences in a (micro-)batch
+    n_acc:int=1,     # Micro-batches in an optimiser step
     seed:int=0,      # Decides order and masks
-    device=None,     # Where batches go; None: a GPU if there is one
+    device=None,     # Device of the batches; None: a GPU if there is one
 ) -> DataLoaders:
-    "DataLoaders that mask examples, rows of like length together"
+    "DataLoaders that mask examples; sequences of similar length are put together"
     if not train or not valid: raise LmftError('no text is left for rows of this length; give more text')
     device = device or pick_device()
     kw = dict(tok=tok, bs=bs, rate=rate, by_length=True, seed=seed, device=device)
@@ -177,10 +177,10 @@ def mlm_dls(
     train:list,       # Records {'text': str}
     valid:list,       # Records
     tok,              # Tokenizer with mask, cls and sep tokens
-    seq_len:int=128,  # Most tokens of a row
-    nsp:bool=False,   # Rows are pairs, and whether they belong together is a target too
+    seq_len:int=128,  # Maximum number of tokens in a sequence
+    nsp:bool=False,   # Sequences are segment pairs, and the next-sentence label is a second target
     seed:int=0,       # Decides order, masks and pairs
-    **kwargs          # As `masked_dls`
+    **kwargs          # Other arguments of `masked_dls`
 ) -> DataLoaders:
     "DataLoaders for masked language modelling of text records"
     def examples(rs): return nsp_examples(rs, tok, seq_len, seed) if nsp else mlm_examples(rs, tok, seq_len)
@@ -190,19 +190,19 @@ def mlm_dls(
 def mlm_nsp_loss(
     pred,    # (token logits, pair logits)
     tokens,  # Masked tokens
-    parted,  # 0: consecutive, 1: from another document
+    parted,  # Next-sentence label; 0: consecutive, 1: from another document
 ):
-    "Cross-entropies of masked tokens and of pairs, two vectors"
+    "Cross-entropies of masked tokens and of pairs, as two vectors"
     return token_loss(pred[0], tokens), token_loss(pred[1], parted)
 
 # %% ../../nbs/learn/04_pretraining.ipynb #882c8650
 def mix(
     sources:dict,  # Name → records {'text': str}
     weights:dict,  # Name → weight; shares are of characters
-    n_chars:int,   # At least so many characters in all
+    n_chars:int,   # Minimum number of characters in total
     seed:int=0,    # Decides the order
 ):                 # Yields the records, with 'source'
-    "Records from several sources in a weighted mixture; a source that is used up begins again in another order"
+    "Records from several sources in a weighted mixture; a source that is used up starts again in another order"
     if set(sources)!=set(weights):
         raise LmftError(f'weights are given for {sorted(weights)}, but the sources are {sorted(sources)}')
     if empty := [k for k,v in sources.items() if not any(r['text'] for r in v)]:

@@ -1,7 +1,8 @@
 """Answer questions from a context, as a span of it or in the model's own words, and score the answers as SQuAD does
 
-An extractive answer is a first and a last token, searched in windows of a long context; a causal model can also write the
-answer. Both are scored by exact match and F1 as SQuAD's script does. The stages `qa` and `qa_generative` use this module.
+An extractive answer is a first and a last token, found in windows of a long context. A causal model can also generate
+the answer. Both are scored by exact match and F1, as in SQuAD's script. The stages `qa` and `qa_generative` use this
+module.
 
 Docs: https://lmft-org.github.io/lmft/reference/questions.html.md"""
 
@@ -25,13 +26,13 @@ from .finetuning import context_length, encode_windows, labelled_example, predic
 
 # %% ../../nbs/reference/questions.ipynb #6b34faea
 def long_questions(
-    records:list,  # With `question`
+    records:list,  # Records with `question`
     tok,           # Tokenizer
-    room:int,      # Tokens of a window
-    stride:int,    # Tokens that windows share
+    room:int,      # Number of tokens of a window
+    stride:int,    # Number of tokens that windows share
 ) -> dict:
-    "`{number of the record from 0: BadRecord}` of the questions that leave no part of a window to the context"
-    most,faults = room-stride-8,{}                                  # special tokens, and some of the context
+    "`{index of the record from 0: BadRecord}` for questions that leave no space for the context in a window"
+    most,faults = room-stride-8,{}                                  # 8: special tokens, and some of the context
     asked = [r['question'].strip()+'\n' for r in records]
     for i,ids in enumerate(tok(asked, add_special_tokens=False, verbose=False).input_ids if asked else ()):
         if len(ids)>most: faults[i] = BadRecord(
@@ -40,7 +41,7 @@ def long_questions(
     return faults
 
 def _qa_windows(records, tok, model, seq_len, stride):
-    "Windows as (record, tokens, types, place of 'not here', `{token: offsets}` of the context)"
+    "Windows as (record, tokens, types, position of 'not here', `{token: offsets}` of the context)"
     room,causal = context_length(tok, model, seq_len)
     stride = room//3 if stride is None else stride
     for fault in long_questions(records, tok, room, stride).values(): raise fault
@@ -54,7 +55,7 @@ def _qa_windows(records, tok, model, seq_len, stride):
 
 # %% ../../nbs/reference/questions.ipynb #f07f2e71
 def _span(r, i):
-    "What can be seen of the first answer of record `i`, (start, end) in its context; None if it has no answer"
+    "The visible part of the first answer of record `i`, as (start, end) in its context; None without an answer"
     if not r['answers']['text']: return None
     text,start = r['answers']['text'][0],r['answers']['answer_start'][0]
     forms = [text, *(unicodedata.normalize(f, text) for f in ('NFC', 'NFD'))]          # accents, composed or not
@@ -65,7 +66,7 @@ def _span(r, i):
     return a, b
 
 def _by_tokens(spans, windows):
-    "Each span cut to the characters of it that stand in any token; () where there are none"
+    "Each span cut to its characters that are covered by a token; () if there are none"
     seen = {i: [] for i,s in spans.items() if s}
     for i,_,_,_,inside in windows:
         start,end = spans[i] or (0, 0)
@@ -74,7 +75,7 @@ def _by_tokens(spans, windows):
 
 # %% ../../nbs/reference/questions.ipynb #37f2c6af
 def _labelled(records, tok, model, seq_len, stride):
-    "Windows with the places of the answers, `[(record, example)]`, and `{record: BadRecord}` of those without"
+    "Windows with the positions of the answers, `[(record, example)]`, and `{record: BadRecord}` for records without"
     room,_ = context_length(tok, model, seq_len)
     faults,spans,exs,found = long_questions(records, tok, room, room//3 if stride is None else stride),{},[],set()
     for i in {*range(len(records))}-{*faults}:
@@ -98,15 +99,15 @@ def _labelled(records, tok, model, seq_len, stride):
 
 # %% ../../nbs/reference/questions.ipynb #cfe79fb8
 def usable_questions(
-    records:list,     # Of SQuAD: `context`, `question`, `answers`
+    records:list,     # SQuAD records: `context`, `question`, `answers`
     tok,              # Tokenizer with offsets
-    model,            # Model with a head for spans
-    seq_len:int=384,  # Maximum tokens of a window
+    model,            # Model with a question-answering head
+    seq_len:int=384,  # Maximum number of tokens in a window
     stride:int=None,  # Tokens that windows of a context share; None: a third
     on_bad='skip',    # 'error': raise the first fault
     bad:list=None,    # Gets a `BadRecord` for each record that is left out
 ) -> list:
-    "The records whose question and answer fit into a window and stand in tokens"
+    "The records whose question and answer fit into a window and are covered by tokens"
     _,faults = _labelled(records, tok, model, seq_len, stride)
     if faults and on_bad!='skip': raise next(iter(faults.values()))
     if bad is not None: bad.extend(faults.values())
@@ -114,15 +115,15 @@ def usable_questions(
 
 # %% ../../nbs/reference/questions.ipynb #32d7f9e9
 def qa_examples(
-    records:list,     # Of SQuAD: `context`, `question`, `answers`
+    records:list,     # SQuAD records: `context`, `question`, `answers`
     tok,              # Tokenizer with offsets
-    model,            # Model with a head for spans
-    seq_len:int=384,  # Maximum tokens of a window
+    model,            # Model with a question-answering head
+    seq_len:int=384,  # Maximum number of tokens in a window
     stride:int=None,  # Tokens that windows of a context share; None: a third
     on_bad='error',   # 'skip': leave out records that cannot be used
     bad:list=None,    # Gets a `BadRecord` for each record that is left out
 ) -> list:
-    "Places of the answer's first and last token, as the labels of the first two tokens of each window"
+    "Positions of the answer's first and last token, as the labels of the first two tokens of each window"
     exs,faults = _labelled(records, tok, model, seq_len, stride)
     if faults and on_bad!='skip': raise next(iter(faults.values()))
     if bad is not None: bad.extend(faults.values())
@@ -131,10 +132,10 @@ def qa_examples(
 # %% ../../nbs/reference/questions.ipynb #fd5c622b
 def qa_dls(
     train:list,      # Records of SQuAD
-    valid:list,      # Records to validate on
+    valid:list,      # Records for validation
     tok,             # Tokenizer with offsets
-    model,           # Model with a head for spans
-    seq_len:int=384, # Most tokens of a window
+    model,           # Model with a question-answering head
+    seq_len:int=384, # Maximum number of tokens in a window
     stride:int=None, # Tokens that windows of a context share; None: a third
     on_bad='error',  # 'skip': leave out records that cannot be used
     bad:list=None,   # Gets a `BadRecord` for each of these
@@ -156,13 +157,13 @@ def _best_span(start, end, inside, null, most):
 
 # %% ../../nbs/reference/questions.ipynb #525c3ca3
 def answer_spans(
-    model,           # Tuned model with a head for spans
+    model,           # Tuned model with a question-answering head
     tok,             # Its tokenizer
-    records:list,    # With `context` and `question`
-    seq_len:int=384, # Maximum tokens of a window
+    records:list,    # Records with `context` and `question`
+    seq_len:int=384, # Maximum number of tokens in a window
     stride:int=None, # Tokens that windows of a context share; None: a third
-    most:int=30,     # Maximum tokens of an answer
-    null:bool=False, # Answer '' where "not here" scores better in every window
+    most:int=30,     # Maximum number of tokens in an answer
+    null:bool=False, # Answer '' if "not here" scores higher in every window
     **kwargs         # Other arguments of `predict`
 ) -> list:           # Of dict: answer, start, end, score; start and end are None without an answer
     "The best span over all windows of each context, with its offsets"
@@ -177,17 +178,17 @@ def answer_spans(
         if logit<=best[i]: continue
         best[i],(first,last),context = logit,(inside[a][0], inside[b][1]),records[i]['context']
         text = context[first:last]
-        first += len(text)-len(text.lstrip())                                       # many tokens begin with a space
+        first += len(text)-len(text.lstrip())                                       # many tokens start with a space
         out[i] = dict(answer=text.strip(), start=first, end=first+len(text.strip()), score=p)
     return [dict(nothing) if null and none[i]>best[i] else dict(o) for i,o in enumerate(out)]
 
 def answer_questions(
-    model,         # Tuned model with a head for spans
+    model,         # Tuned model with a question-answering head
     tok,           # Its tokenizer
-    records:list,  # With `context` and `question`
-    *args, **kwargs  # As for `answer_spans`
+    records:list,  # Records with `context` and `question`
+    *args, **kwargs  # As in `answer_spans`
 ) -> list:         # Of str
-    "The texts of the answers that `answer_spans` gives"
+    "The texts of the answers from `answer_spans`"
     return [o['answer'] for o in answer_spans(model, tok, records, *args, **kwargs)]
 
 # %% ../../nbs/reference/questions.ipynb #5b5dd72e
@@ -196,7 +197,7 @@ _not_latin,_marks = regex.compile(r'(?V1)[\p{L}--\p{Latin}]'),regex.compile(r'\p
 def squad_words(
     text:str,
 ) -> list:  # Of str
-    "The words that SQuAD's script compares; in other scripts no marks either, characters where there are no spaces"
+    "The words that SQuAD's script compares; for non-Latin scripts without punctuation, and characters if there are no spaces"
     text = unicodedata.normalize('NFC', text).lower()
     text = ''.join(c for c in text if c not in string.punctuation)
     other = _not_latin.search(text)
@@ -210,10 +211,10 @@ def _word_f1(a, gold):
 
 # %% ../../nbs/reference/questions.ipynb #00485c84
 def squad_scores(
-    answers:list,  # A text for each record; '' says that there is no answer
-    records:list,  # With `answers`; several may be right
+    answers:list,  # A text for each record; '' means that there is no answer
+    records:list,  # Records with `answers`; several may be right
 ) -> dict:
-    "`exact_match` and `f1`, as shares from 0 to 1, counted as the official script does (Rajpurkar et al., 2018)"
+    "`exact_match` and `f1`, as shares from 0 to 1, computed as in the official script (Rajpurkar et al., 2018)"
     em = f1 = 0.
     for a,r in zip(map(squad_words, answers), records, strict=True):
         golds = [g for g in map(squad_words, r['answers']['text']) if g] or [[]]
@@ -221,11 +222,11 @@ def squad_scores(
     return dict(exact_match=em/len(records), f1=f1/len(records))
 
 # %% ../../nbs/reference/questions.ipynb #9e139d21
-unanswerable = 'no answer'  # What a model says where the context does not tell
+unanswerable = 'no answer'  # Answer of a model if the context has no answer
 
 def qa_prompt(
-    record:dict,  # With `context` and `question`
-) -> dict:        # prompt, and completion where there are `answers`
+    record:dict,  # Record with `context` and `question`
+) -> dict:        # prompt, and completion if there are `answers`
     "Context and question as a prompt, the first answer as its completion"
     prompt = f"{record['context']}\nQ: {record['question']}\nA:"
     if 'answers' not in record: return dict(prompt=prompt)
@@ -235,10 +236,10 @@ def qa_prompt(
 def write_answers(
     model,                 # Causal model
     tok,                   # Its tokenizer
-    records:list,          # With `context` and `question`
-    max_new_tokens:int=30, # Most tokens of an answer
+    records:list,          # Records with `context` and `question`
+    max_new_tokens:int=30, # Maximum number of tokens in an answer
     **kwargs               # Other arguments of `generate`
-) -> list:                 # Of str; '' where the model says that there is none
-    "Answers that a model writes"
+) -> list:                 # Of str; '' if the model writes that there is no answer
+    "Answers generated by a model"
     said = generate(model, tok, [qa_prompt(r)['prompt'] for r in records], max_new_tokens, **kwargs)
     return ['' if s.strip()==unanswerable else s.strip() for s in said]

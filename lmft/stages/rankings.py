@@ -1,8 +1,8 @@
-"""What people say of answers: rankings with ties, collected, split without leaks, and turned into pairs
+"""Human preferences on answers: rankings with ties, collected, split without leaks, and turned into pairs
 
-People find it easier to say which of two answers is better than to write a good one. Here a model's answers are
-collected and ranked, by a person, by a judge or from a file; rankings with ties become pairs of a chosen and a rejected
-answer, and no prompt stands in training and validation both.
+It is easier to decide which of two answers is better than to write a good answer. This module collects a model's
+answers and ranks them: by a person, by a judge, or from a file. Rankings with ties become pairs of a chosen and a
+rejected answer. No prompt is in both training and validation.
 
 Docs: https://lmft-org.github.io/lmft/reference/rankings.html.md"""
 
@@ -27,7 +27,7 @@ from ..generation import generate
 
 # %% ../../nbs/reference/rankings.ipynb #06c05b3f
 def _letters(n):
-    "A name for each of `n` answers: A is the first"
+    "A letter for each of `n` answers; A is the first"
     if n>26: raise LmftError(f'{n} answers have no letters to rank them by; give at most 26')
     return [chr(65+i) for i in range(n)]
 
@@ -35,7 +35,7 @@ def parse_ranking(
     text:str,  # Such as 'C > B = D > A'; A is the first answer
     n:int,     # Number of answers, at most 26
 ) -> list:     # Rank of each answer, 1 is best, equal ranks are ties
-    "The ranks that a ranking by letters stands for"
+    "The ranks of a ranking that is written in letters"
     letters = _letters(n)
     groups = [re.findall(r'\w+', g.upper()) for g in text.split('>')]
     if sorted(sum(groups, []))!=letters or not re.fullmatch(r'\s*\w+(\s*[>=]\s*\w+)*\s*', text):
@@ -64,9 +64,9 @@ def _ranking_pairs(record, ties):
             elif ties: yield dict(pair, tie=True)
 
 def rankings_to_pairs(
-    records:list,  # Of dict: prompt, responses, ranks; pairs (prompt, chosen, rejected) stay as they are
-    ties=False,    # Also give pairs of equal rank, marked with `tie`
-) -> list:         # Of dict: prompt, chosen, rejected and what else the ranking had
+    records:list,  # Of dict: prompt, responses, ranks; pairs (prompt, chosen, rejected) are returned unchanged
+    ties=False,    # Also return pairs of equal rank, with the field `tie`
+) -> list:         # Of dict: prompt, chosen, rejected and the other fields of the ranking
     "All pairs of different answers in which one is better"
     return [p for r in records for p in (_ranking_pairs(r, ties) if 'responses' in r else [r])]
 
@@ -74,10 +74,10 @@ def rankings_to_pairs(
 def split_by_prompt(
     records:list,   # Pairs or rankings
     frac:float=.1,  # Share of the prompts for validation
-    seed:int=0,     # Decides which
-    name='',        # Of the data, for messages
+    seed:int=0,     # Seed of the split
+    name='',        # Name of the data, for messages
 ) -> tuple:         # (train, valid)
-    "Split records so that no prompt stands on both sides"
+    "Split records so that no prompt is on both sides"
     keys = [json.dumps(r['prompt'], sort_keys=True) for r in records]
     _,valid = split_records([dict(prompt=k) for k in dict.fromkeys(keys)], frac, seed, name)
     held_out = {r['prompt'] for r in valid}
@@ -88,11 +88,11 @@ def split_by_prompt(
 # %% ../../nbs/reference/rankings.ipynb #17dfa107
 def win_rate(
     prompts:list,  # str, or what the judge takes
-    answers:list,  # Of the model in question
-    others:list,   # Of the model it is compared with
-    judge,         # Function of (prompt, responses): their ranks, such as `Judge(world).rank`
-) -> dict:         # wins, ties, losses, and rate: wins among decided comparisons
-    "How often one model's answers are ranked above another's"
+    answers:list,  # Answers of the tested model
+    others:list,   # Answers of the other model
+    judge,         # Function of (prompt, responses) that returns ranks, such as `Judge(world).rank`
+) -> dict:         # wins, ties, losses, and rate: share of wins without ties
+    "How often the answers of one model are ranked above those of another"
     ranks = [judge(p, [a, b]) for p,a,b in zip(prompts, answers, others, strict=True)]
     wins = sum(a<b for a,b in ranks)
     losses = sum(a>b for a,b in ranks)
@@ -103,12 +103,12 @@ def collect(
     model,                  # Causal model
     tok,                    # Its tokenizer
     prompts:list,           # Strings or lists of messages
-    n:int=4,                # Answers to sample for each, at least 2
-    temperature:float=1.,   # Of sampling, above 0
-    max_new_tokens:int=32,  # Maximum tokens of an answer
+    n:int=4,                # Answers to sample per prompt, at least 2
+    temperature:float=1.,   # Sampling temperature, above 0
+    max_new_tokens:int=32,  # Maximum number of tokens in an answer
     **kwargs                # Other arguments of `generate`
 ) -> list:                  # Of dict: prompt, responses
-    "Sampled answers to each prompt, equal ones once; prompts with fewer than two different answers are left out"
+    "Different sampled answers to each prompt; prompts with fewer than two different answers are left out"
     if n<2 or temperature<=0:
         raise LmftError(f'{n} answers at temperature {temperature:g} cannot differ; sample two or more, above 0')
     repeated = [as_asked(p, tok) for p in prompts for _ in range(n)]
@@ -120,7 +120,7 @@ def collect(
 def last_turn(
     prompt,  # str or list of messages
 ) -> str:
-    "The text that is answered: the prompt, or the last turn of a conversation"
+    "The text to be answered: the prompt, or the last turn of a conversation"
     return prompt if isinstance(prompt, str) else prompt[-1]['content']
 
 def _answers_key(record): return json.dumps([record['prompt'], sorted(record['responses'])])
@@ -128,7 +128,7 @@ def _answers_key(record): return json.dumps([record['prompt'], sorted(record['re
 # %% ../../nbs/reference/rankings.ipynb #6492c22e
 def rank_by(
     records:list,  # Of dict: prompt, responses
-    judge,         # Function of (text of the last turn, responses): their ranks; or a file of rankings of these answers
+    judge,         # Function of (text of the last turn, responses) that returns ranks; or a file of rankings of these answers
 ) -> list:         # The records with `ranks`
     "Rankings of collected answers"
     if callable(judge): return [dict(r, ranks=judge(last_turn(r['prompt']), r['responses'])) for r in records]
@@ -142,9 +142,9 @@ def rank_by(
 def by_hand(
     prompt,          # str or list of messages
     responses:list,  # Answers, at most 26
-    ask=input,       # Function that shows a text and returns what the person writes
+    ask=input,       # Function that shows a text and returns the person's input
 ) -> list:           # Ranks
-    "Ask a person in the terminal for a ranking such as C > B = D > A, until it is one"
+    "Ask a person in the terminal for a ranking such as C > B = D > A, until the input is valid"
     lines = '\n'.join(f'{x}: {a}' for x,a in zip(_letters(len(responses)), responses))
     why = ''
     while True:
@@ -155,10 +155,10 @@ def by_hand(
 
 # %% ../../nbs/reference/rankings.ipynb #931ba5f7
 class RankingWidget:
-    "Rank answers in a notebook, one prompt after another; `rows` are the rankings made so far, saved in `path`"
+    "Rank answers in a notebook, one prompt after another; `rows` has the rankings so far, which are saved in `path`"
     def __init__(self,
         records:list,  # Of dict: prompt, responses
-        path,          # JSON Lines file of rankings; those in it count as done
+        path,          # JSON Lines file of rankings; rankings in it count as done
     ):
         try: import ipywidgets
         except ImportError as e: raise LmftError('ranking here needs ipywidgets; pip install ipywidgets') from e
@@ -171,12 +171,12 @@ class RankingWidget:
         self._next()
 
     def _next(self):
-        "Show what is to be ranked next"
+        "Show the next answers to rank"
         if self.todo: self.box.children = self._form(self.todo[0])
         else: self.box.children = [self.w.Label(f'All {len(self.rows)} are ranked, see {self.path}')]
 
     def save(self):
-        "Take the numbers as ranks, save all rankings and go on"
+        "Use the numbers as ranks, save all rankings and continue"
         self.rows.append(dict(self.todo.pop(0), ranks=[n.value for n in self.ranks]))
         write_jsonl(self.rows, self.path)
         self._next()
@@ -185,7 +185,7 @@ class RankingWidget:
 # %% ../../nbs/reference/rankings.ipynb #d9c82fc0
 @patch
 def _form(self:RankingWidget, record):
-    "The prompt, a number beside each answer, and a button"
+    "The prompt, a number field for each answer, and a button"
     n = len(record['responses'])
     self.ranks = [self.w.BoundedIntText(value=1, min=1, max=n, layout=dict(width='5em')) for _ in range(n)]
     save = self.w.Button(description=f'Save ({len(self.todo)} to go)')

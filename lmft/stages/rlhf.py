@@ -1,8 +1,8 @@
-"""Let a model answer, let a reward model judge the answers, and make the better ones more probable
+"""Let a model answer, let a reward model score the answers, and make the better ones more probable
 
-Reinforcement learning from human feedback, its parts as functions of a few lines: answers as tokens, rewards, KL to the
-reference, advantages, whitening and clipping. Proximal policy optimisation (PPO) puts them together in the one loop, in
-[a module of its own](../reference/ppo.ipynb).
+The parts of reinforcement learning from human feedback as short functions: answers as tokens, rewards, KL to the
+reference, advantages, whitening and clipping. Proximal policy optimisation (PPO) combines them in the one loop, in
+[a separate module](../reference/ppo.ipynb).
 
 Docs: https://lmft-org.github.io/lmft/learn/rlhf.html.md"""
 
@@ -22,7 +22,7 @@ from ..generation import answer_text, sample_ids, sampling_config
 
 # %% ../../nbs/learn/12_rlhf.ipynb #3b21e6ec
 def _rollout(prompt, ids, answer, stops, tok):
-    "One answer up to its stop token, as an example in which the answer is labelled"
+    "One answer up to its stop token, as an example in which only the answer is in the loss"
     end = next((i for i,t in enumerate(answer) if t in stops), None)
     answer = answer if end is None else answer[:end+1]
     return dict(input_ids=torch.tensor(ids+answer), labels=torch.tensor([-100]*len(ids)+answer), prompt=prompt,
@@ -32,10 +32,10 @@ def sample_rollouts(
     model,                  # Causal 🤗 or peft model
     tok,                    # Its tokenizer
     prompts:list,           # Strings, or lists of messages
-    max_new_tokens:int=16,  # Maximum tokens of an answer
-    bs:int=64,              # Prompts at a time
+    max_new_tokens:int=16,  # Maximum number of tokens in an answer
+    bs:int=64,              # Prompts per batch
 ) -> list:                  # Of dict: input_ids, labels (-100 in the prompt), prompt, answer, ended
-    "An answer sampled to each prompt; the stop token belongs to it, and `ended` says whether it came"
+    "Sample an answer to each prompt, with its stop token; `ended` is False if the answer was cut"
     encoded,stops,out = [encode_prompt(p, tok) for p in prompts],stop_ids(model, tok),[]
     for i in range(0, len(prompts), bs):
         ids = encoded[i:i+bs]
@@ -46,12 +46,12 @@ def sample_rollouts(
 # %% ../../nbs/learn/12_rlhf.ipynb #239bec1b
 def token_stats(
     wrapped,         # `HFModel`, or `ActorCritic` for values
-    rollouts:list,   # As from `sample_rollouts`
-    pad_id:int,      # Token that fills the rectangle
-    bs:int=32,       # Rollouts at a time
+    rollouts:list,   # From `sample_rollouts`
+    pad_id:int,      # Padding token
+    bs:int=32,       # Rollouts per batch
     left:bool=False, # Pad on the left; the result is the same
 ) -> list:           # Of (logps, entropy[, values]), vectors over the tokens of an answer
-    "Log-probability of each drawn token and entropy (nats) of what it was drawn from"
+    "Log-probability of each sampled token and entropy (nats) of the distribution that it was sampled from"
     out,device = [],wrapped.hf.device
     with evaluating(wrapped):
         for i in range(0, len(rollouts), bs):
@@ -66,12 +66,12 @@ def token_stats(
 
 # %% ../../nbs/learn/12_rlhf.ipynb #ac75a1f1
 def kl_rewards(
-    score:float,  # What the reward model gives the answer
-    logps,        # Of its tokens under the policy that sampled them, (tokens,)
-    ref_logps,    # Under the reference, (tokens,)
-    beta:float,   # Price of a nat
+    score:float,  # Score of the answer from the reward model
+    logps,        # Log-probabilities of its tokens under the policy that sampled them, (tokens,)
+    ref_logps,    # The same under the reference, (tokens,)
+    beta:float,   # KL coefficient
 ):                # (tokens,)
-    "Reward of each token: minus beta × log-ratio, and the score at the last one (Stiennon et al., 2020)"
+    "Reward of each token: minus beta × log-ratio, plus the score at the last token (Stiennon et al., 2020)"
     rewards = -beta*(logps-ref_logps)
     rewards[-1] += score
     return rewards
@@ -79,9 +79,9 @@ def kl_rewards(
 # %% ../../nbs/learn/12_rlhf.ipynb #d09c74bf
 def gae(
     rewards,         # (tokens,)
-    values,          # Guess before each token, (tokens,)
-    gamma:float=1.,  # Discount of what comes later
-    lam:float=.95,   # Discount of surprises that come later
+    values,          # Value estimate before each token, (tokens,)
+    gamma:float=1.,  # Discount of future rewards
+    lam:float=.95,   # Discount of later TD errors
 ):                   # (tokens,)
     "Generalised advantage estimates of the tokens of one answer (Schulman et al., 2016, arXiv:1506.02438)"
     advantages = torch.empty_like(rewards)
@@ -96,7 +96,7 @@ def gae(
 # %% ../../nbs/learn/12_rlhf.ipynb #2a42eeb6
 def whiten(
     x,                # Numbers of all tokens of a round
-    shift_mean=True,  # Move the mean to 0; False: leave it where it is
+    shift_mean=True,  # Move the mean to 0; False: keep the mean
 ):
     "Scale to standard deviation 1"
     w = (x-x.mean())/(x.std(correction=0)+1e-8)
@@ -104,10 +104,10 @@ def whiten(
 
 # %% ../../nbs/learn/12_rlhf.ipynb #bcc458db
 def clipped_loss(
-    logps,          # Under the policy as it is now, (tokens,)
-    old_logps,      # Under the policy that sampled, (tokens,)
+    logps,          # Log-probabilities under the current policy, (tokens,)
+    old_logps,      # Log-probabilities under the policy that sampled, (tokens,)
     advantages,     # (tokens,)
-    clip:float=.2,  # Farthest ratio from 1 that is trusted
+    clip:float=.2,  # Maximum distance of the ratio from 1
 ):                  # (tokens,)
     "PPO's loss of each token (Schulman et al., 2017, arXiv:1707.06347)"
     ratio = (logps-old_logps).exp()
@@ -115,12 +115,12 @@ def clipped_loss(
 
 # %% ../../nbs/learn/12_rlhf.ipynb #423a1544
 def value_loss(
-    values,         # Guesses as they are now, (tokens,)
-    old_values,     # Guesses when the answers were sampled, (tokens,)
-    returns,        # What came, (tokens,)
-    clip:float=.2,  # Farthest step from the old guess that is rewarded
+    values,         # Current value estimates, (tokens,)
+    old_values,     # Value estimates when the answers were sampled, (tokens,)
+    returns,        # Returns, (tokens,)
+    clip:float=.2,  # Maximum distance of the clipped value estimate from the old one
 ):                  # (tokens,)
-    "Half the squared error of each guess, the larger one of the guess as it is and of it clipped"
+    "Half the squared error of each value estimate; the larger error of the plain and the clipped estimate"
     near = old_values+(values-old_values).clamp(-clip, clip)
     return torch.maximum((values-returns)**2, (near-returns)**2)/2
 
@@ -130,12 +130,12 @@ def ppo_loss(
     tokens,                 # Sampled tokens, (tokens,)
     old_logps,              # Their log-probabilities when they were sampled
     advantages,             # Whitened
-    old_values,             # Guesses when they were sampled
-    returns,                # What came
+    old_values,             # Value estimates when they were sampled
+    returns,                # Returns
     clip:float=.2,          # As in `clipped_loss` and `value_loss`
     value_weight:float=.5,  # Weight of the value term
 ) -> tuple:
-    "Losses of each token for policy and value head"
+    "Losses of policy and value head for each token"
     logits,values = pred
     policy = clipped_loss(-token_loss(logits, tokens), old_logps, advantages, clip)
     return policy, value_weight*value_loss(values, old_values, returns, clip)

@@ -24,6 +24,7 @@ from ..data.tokenizers import bos_ids
 from ..generation import evaluating
 from ..models.methods import usual_lr
 from ..models.parts import base_of, head_kind, max_positions, virtual_tokens
+from ..models.pooling import hint_at_pooling, set_pooling
 from .defaults import Defaults, stage_defaults
 from .extraction import EntityF1, entity_f1, ner_dls, predict_tags, tags_of
 from .questions import answer_questions, qa_dls, qa_prompt, squad_scores, usable_questions, write_answers
@@ -87,7 +88,10 @@ def stage_lr(
     size:str=None,   # 'tiny' or 'small' if the weights are new
 ) -> float:
     "The learning rate of a stage where the user gives none"
-    return stage.new_lr[size] if size in stage.new_lr else usual_lr(model, method)*stage.defaults.lr_scale
+    if size in stage.new_lr: return stage.new_lr[size]
+    usual,scale = usual_lr(model, method),stage.defaults.lr_scale
+    if scale<=1: return usual*scale
+    return max(usual, min(usual*scale, 5e-4)) if method in ('full', 'gradual') else usual
 
 # %% ../../nbs/reference/stages.ipynb #fe72e93a
 def piece_bos(
@@ -153,7 +157,8 @@ stages['mlm'] = Stage('mlm', 'Pretrain a masked language model on text, or conti
                       skip=_about_answers)
 
 # %% ../../nbs/reference/stages.ipynb #317a9ec2
-def _classify_dls(train, valid, tok, model, report, seq_len, packed=False, class_weights=None, label_smoothing=0., **loader):
+def _classify_dls(train, valid, tok, model, report, seq_len, packed=False, pooling=None, label_names=None, class_weights=None, label_smoothing=0., **loader):
+    set_pooling(model, pooling)
     return classify_dls(train, valid, tok, model, seq_len, **loader)
 
 def _weights_given(s):
@@ -162,7 +167,8 @@ def _weights_given(s):
     try: return {k.strip(): float(v) for k,_,v in (p.rpartition('=') for p in s.split(','))}
     except ValueError: raise LmftError(f"class_weights are '{s}'; give balanced, or NAME=WEIGHT,NAME=WEIGHT") from None
 
-def _classify(dls, model, method, lr, metrics, class_weights=None, label_smoothing=0., **kwargs):
+def _classify(dls, model, method, lr, metrics, pooling=None, label_names=None, class_weights=None, label_smoothing=0., **kwargs):
+    hint_at_pooling(model, base_of(model).name_or_path, method)
     records = [e['record'] for e, in dls.train.dataset]
     weights = weights_of(records, model, _weights_given(class_weights)) if class_weights else None
     return _lm(dls, model, method, lr, metrics, class_loss(model, weights, label_smoothing), **kwargs)

@@ -1,7 +1,7 @@
 """Precision, a log of every step, a run that others can follow, samples of text: many small callbacks, hence long
 
-Callbacks hold what is not the model, the data or the loss: the precision of the products, the log, the samples. Each
-is a few lines, and says on which device it does what. Checkpoints and guards are lessons of their own.
+Callbacks implement what is not the model, the data or the loss: the precision of matrix products, the log, the samples.
+Each has a few lines. Checkpoints and guards have their own lessons.
 
 Docs: https://lmft-org.github.io/lmft/reference/callbacks.html.md"""
 
@@ -32,7 +32,7 @@ from ..models.parts import base_of, blocks_of, head_of, new_modules, virtual_tok
 
 # %% ../../nbs/reference/callbacks.ipynb #95995917
 class Precision(Callback):
-    "Run matrix products in `precision` on whatever device the model is; fp16 scales the loss against underflow"
+    "Run matrix products in `precision` on the device of the model; fp16 scales the loss against underflow"
     order = 10                                           # gradients are unscaled before they are clipped
     def __init__(self,
         precision:str='auto',  # 'auto', 'fp32', 'bf16' or 'fp16'
@@ -51,14 +51,14 @@ class Precision(Callback):
 
 # %% ../../nbs/reference/callbacks.ipynb #f51283e8
 class ScaledStep(Callback):
-    "Let `Precision`'s gradient scaler take the step, or leave it out if a gradient overflowed"
-    order = 90                                           # after clipping and all else that looks at gradients
+    "Let `Precision`'s gradient scaler make the step, or skip it if a gradient overflowed"
+    order = 90                                           # after clipping and everything else that reads gradients
     def before_step(self):
         scaler = self.learn.precision.scaler
         if not scaler.is_enabled(): return
         scaler.step(self.opt.opt)
         scaler.update()
-        raise CancelStepException()                      # the step is taken
+        raise CancelStepException()                      # the step is already made
 
 def mixed_precision(precision='auto'):
     "The callbacks of a precision: 'auto', 'fp32', 'bf16' or 'fp16'"
@@ -67,13 +67,13 @@ def mixed_precision(precision='auto'):
 # %% ../../nbs/reference/callbacks.ipynb #3af80f36
 def step_flops(
     model,           # 🤗 or peft model
-    tokens:int,      # Tokens of the step, without padding
-    targets:int,     # Tokens that are predicted
-    row_len:int,     # Tokens of a row, of which each looks at each
+    tokens:int,      # Number of tokens of the step, without padding
+    targets:int,     # Number of predicted tokens
+    row_len:int,     # Number of tokens in a sequence; each attends to each
 ) -> float:
     "Operations that one step needs, forward and backward (arXiv:2204.02311, appendix B; causal attention not halved)"
     blocks,head,flops,c = [*blocks_of(model)],head_of(model),0.,model.config
-    width = c.num_attention_heads*(getattr(c, 'head_dim', None) or c.hidden_size//c.num_attention_heads)  # of all heads
+    width = c.num_attention_heads*(getattr(c, 'head_dim', None) or c.hidden_size//c.num_attention_heads)  # width of all heads
     first = next(blocks[0].parameters())
     lower = takewhile(lambda p: p is not first, model.parameters())                                  # in order of depth
     below = virtual_tokens(model)>0 or any(p.requires_grad for p in lower)
@@ -83,7 +83,7 @@ def step_flops(
             if p.ndim==2: flops += tokens*p.numel()*(2+2*below+2*p.requires_grad)
         flops += tokens*4*width*row_len*(1+2*below)
     own = [m for n in new_modules(model) if (m := base_of(model).get_submodule(n)) is not None and 'pooler' not in n]
-    for n,p in (x for m in own or [head] for x in m.named_parameters()): # some have two matrices; peft keeps untrained ones beside
+    for n,p in (x for m in own or [head] for x in m.named_parameters()): # some have two matrices; peft also keeps the untrained original
         if p.ndim==2 and 'original_module' not in n: flops += targets*p.numel()*(2+2*below+2*p.requires_grad)
         below = below or p.requires_grad
     return flops
@@ -96,7 +96,7 @@ def peak_flops(
     device,         # torch device
     precision:str,  # 'fp32', 'bf16' or 'fp16'
 ):                  # Operations a second, or None
-    "Operations a second in half precision by the data sheet; None on a CPU, in fp32, or for a chip not in the table"
+    "Peak operations per second in half precision by the data sheet; None on a CPU, in fp32, or for a chip not in the table"
     if device.type!='cuda' or precision=='fp32': return None
     name = torch.cuda.get_device_name(device)
     return next((1e12*x for k,x in peak_tflops.items() if k in name), None)
@@ -104,16 +104,16 @@ def peak_flops(
 def memory_gb(
     device,  # torch device
 ) -> float:
-    "GiB that tensors took of a GPU at most so far, or that the process holds of the CPU's now: two different things"
+    "GPU: peak GiB of tensors so far; CPU: current GiB of the process (two different quantities)"
     if device.type=='cuda': return torch.cuda.max_memory_allocated(device)/2**30
     return psutil.Process().memory_info().rss/2**30
 
 # %% ../../nbs/reference/callbacks.ipynb #754149c1
 class StepLog(Callback):
-    "A row of figures every `every` steps and at the end of an epoch, kept in `rows` and handed to the sinks"
+    "A log entry every `every` steps and at the end of an epoch, stored in `rows` and sent to the sinks"
     order = Recorder.order+5
     def __init__(self,
-        every:int=10,  # Steps between rows
+        every:int=10,  # Steps between entries
         sinks=(),      # Objects with a method `log(dict)`
     ):
         self.every,self.sinks,self.rows,self.seconds,self.trained = every,sinks,[],0.,False
@@ -137,13 +137,13 @@ class StepLog(Callback):
 # %% ../../nbs/reference/callbacks.ipynb #9456e994
 @patch
 def _row(self:StepLog):
-    "Make a row of what has come since the last one; it is sent when the next one is made"
+    "Make an entry for the steps since the last one; it is sent when the next one is made"
     self._send()
     (tokens,start),(n,targets,pairs),device = self.since,self.work,next(self.model.parameters()).device
     self._restart()
     flops = step_flops(self.model.hf, n, targets, pairs/max(n, 1))
     seconds = self.since[1]-start
-    self.seconds += seconds                                            # time in training, validation not counted
+    self.seconds += seconds                                            # training time, without validation
     lrs = [float(h['lr']) for h in self.opt.hypers]
     row = dict(step=self.learn.train_iter, tokens=self.tokens, loss=self.sum/max(self.n, 1), lr=lrs[-1],
                grad_norm=float(self.norm), tokens_per_s=(self.tokens-tokens)/seconds,
@@ -163,7 +163,7 @@ def _send(self:StepLog):
 def add(self:StepLog,
     figures:dict,  # Metrics of a validation at this step
 ):
-    "Put figures into the row of this step, which is made if there is none"
+    "Add metrics to the entry of this step, which is made if it does not exist"
     if not self.rows or self.rows[-1]['step']!=self.learn.train_iter: self._row()
     self.rows[-1].update({k: v for k,v in figures.items() if isinstance(v, float)})
 
@@ -173,7 +173,7 @@ def after_train(self:StepLog):
 
 @patch
 def after_epoch(self:StepLog):
-    if not self.trained: return                                       # a validation by itself, or an epoch passed over
+    if not self.trained: return                                       # a separate validation, or a skipped epoch
     self.trained,rec = False,self.learn.recorder
     figures = {k: v for k,v in zip(rec.metric_names[1:], rec.log[1:]) if isinstance(v, float) and k!='train_loss'}
     if self.rows: self.rows[-1].update(figures)
@@ -181,16 +181,16 @@ def after_epoch(self:StepLog):
 
 # %% ../../nbs/reference/callbacks.ipynb #71aadd0d
 def finite(
-    row:dict,  # Figures
+    row:dict,  # Log entry
 ) -> dict:
-    "The row as JSON can hold it: None where a figure is infinite or NaN"
+    "The entry in a form that JSON can store: None for infinite or NaN values"
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k,v in row.items()}
 
 # %% ../../nbs/reference/callbacks.ipynb #e7bfc44d
 class JsonLines:
-    "A file that gets one JSON object a line"
+    "A file with one JSON object per line"
     def __init__(self,
-        path,  # File, begun anew with the first row
+        path,  # File; the first entry overwrites it
     ):
         self.path,self.mode = Path(path),'w'
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,10 +200,10 @@ class JsonLines:
 
 # %% ../../nbs/reference/callbacks.ipynb #1124a7fa
 class WandbLog:
-    "A run of Weights & Biases as a sink of rows and of samples, offline without a key; the same run when it goes on"
+    "A run of Weights & Biases as a sink of entries and samples, offline without a key; a resumed run stays the same run"
     def __init__(self,
         config:dict,         # Options of the run
-        dir,                 # Folder; W&B's files are in `wandb` below it
+        dir,                 # Folder; W&B's files are in its subfolder `wandb`
         project:str='lmft',  # Project at W&B
     ):
         import wandb
@@ -228,7 +228,7 @@ class WandbLog:
 
 # %% ../../nbs/reference/callbacks.ipynb #376737d5
 def _wandb_key():
-    "Is there a key for W&B, in the environment or where `wandb login` puts it?"
+    "Whether there is a key for W&B, in the environment or in the file of `wandb login`"
     import netrc
     if os.environ.get('WANDB_API_KEY'): return True
     try: return any('wandb' in host for host in netrc.netrc().hosts)
@@ -236,18 +236,18 @@ def _wandb_key():
 
 @patch
 def samples(self:WandbLog, rows):
-    "Samples of text as a table, which goes with the next row that is sent: W&B drops what comes for an earlier step"
+    "Samples of text as a table, sent with the next entry, because W&B drops data for an earlier step"
     import wandb
     self.table = dict(samples=wandb.Table(columns=[*rows[0]], data=[[*r.values()] for r in rows]))
 
 @patch
 def finish(self:WandbLog,
-    metrics:dict={},  # Final figures
+    metrics:dict={},  # Final metrics
     card=None,        # File with the model card
 ):
-    "Close the run, with its final figures and the card of the model"
+    "Close the run, with its final metrics and the model card"
     import wandb
-    if self.table: self.run.log(self.table)                                              # sampled after the last row
+    if self.table: self.run.log(self.table)                                              # sampled after the last entry
     self.run.summary.update(metrics)
     if card:
         kept = wandb.Artifact('model-card', type='model-card')
@@ -258,16 +258,16 @@ def finish(self:WandbLog,
 # %% ../../nbs/reference/callbacks.ipynb #e9cff24d
 def wandb_rows(
     path,    # A `.wandb` file of an offline run
-) -> dict:   # Step → figures
-    "What an offline run of W&B holds, step by step"
+) -> dict:   # Step → values
+    "The values in an offline run of W&B, step by step"
     from wandb.proto.wandb_internal_pb2 import Record
     raw,at,whole,rows = Path(path).read_bytes(),7,b'',{}
     while at+7<len(raw):
-        if (left:=2**15-at%2**15)<7: at += left                                  # no record begins there
+        if (left:=2**15-at%2**15)<7: at += left                                  # no record starts there
         _,n,kind = struct.unpack('<IHB', raw[at:at+7])
         if at+7+n>len(raw): break                                                # cut off: W&B is writing, or was killed
         whole,at = whole+raw[at+7:at+7+n],at+7+n
-        if kind not in (1, 4): continue                                          # the record goes on in the next block
+        if kind not in (1, 4): continue                                          # the record continues in the next block
         row = Record.FromString(whole).history
         if row.item: rows[row.step.num] = {i.key or '.'.join(i.nested_key): json.loads(i.value_json) for i in row.item}
         whole = b''
@@ -275,13 +275,13 @@ def wandb_rows(
 
 # %% ../../nbs/reference/callbacks.ipynb #8851b675
 class SampleText(Callback):
-    "What the model makes of `prompts` before training and after every epoch, or every `every` steps; kept in `samples`"
+    "Generates text from `prompts` before training and after every epoch, or every `every` steps; stored in `samples`"
     order,run_valid = Recorder.order+6,False
     def __init__(self,
         tok,                    # Tokenizer
-        prompts:list,           # Strings to go on with, or lists of messages to answer
+        prompts:list,           # Strings to continue, or lists of messages to answer
         every:int=None,         # Steps between samples; None: after each epoch
-        max_new_tokens:int=24,  # Most tokens of a sample
+        max_new_tokens:int=24,  # Maximum number of tokens in a sample
         sinks=(),               # Objects with a method `samples(rows)`
     ):
         self.tok,self.prompts,self.every,self.max_new_tokens,self.samples = tok,prompts,every,max_new_tokens,[]
@@ -295,11 +295,11 @@ class SampleText(Callback):
     def after_epoch(self):
         if not self.every: self._sample(self.learn.train_iter)
     def _sample(self, step):
-        if self.samples and self.samples[-1]['step']==step: return                      # an epoch that was passed over
+        if self.samples and self.samples[-1]['step']==step: return                      # a skipped epoch
         texts = generate(self.model.hf, self.tok, self.prompts, max_new_tokens=self.max_new_tokens)
         asked = [p if isinstance(p, str) else p[-1]['content'] for p,_ in map(messages_and_tools, self.prompts)]
         self.samples += [dict(step=step, prompt=p, text=t) for p,t in zip(asked, texts)]
         for s in self.sinks: s.samples(self.samples)
     def show(self):
-        "Table of samples, a row for each time"
+        "Table of samples, one line per step"
         display(pd.DataFrame(self.samples).pivot_table(index='step', columns='prompt', values='text', aggfunc='first'))

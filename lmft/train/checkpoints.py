@@ -1,8 +1,8 @@
-"""A run that is cut off goes on as if nothing had happened, to the same weights bit for bit
+"""An interrupted run continues exactly as if it had not been interrupted, to the same weights bit for bit
 
-What a run needs to go on exactly: weights and optimiser, the place in the schedule and in the data, every source of
-chance, and what the log has added up. `Checkpoint` writes it all at once or not at all, as tensors and JSON, never as a
-pickle, and takes it up again.
+A checkpoint has everything that a run needs to continue exactly: weights and optimiser, the position in the schedule
+and in the data, the state of every random generator, and the sums of the log. `Checkpoint` writes all of it or nothing,
+as tensors and JSON, never as a pickle. It also restores it.
 
 Docs: https://lmft-org.github.io/lmft/reference/checkpoints.html.md"""
 
@@ -32,15 +32,15 @@ from .learner import SumMetric
 
 # %% ../../nbs/reference/checkpoints.ipynb #5cbad725
 def rng_state() -> dict:
-    "Every global source of chance (Python, NumPy, torch, the GPU in use), as JSON can hold it"
+    "The state of every global random generator (Python, NumPy, torch, the GPU in use), in a form that JSON can store"
     kind,keys,*rest = np.random.get_state()
     return dict(python=random.getstate(), numpy=[kind, keys.tolist(), *rest], torch=torch.get_rng_state().tolist(),
                 cuda=[torch.cuda.get_rng_state().tolist()] if torch.cuda.is_initialized() else [])
 
 def set_rng_state(
-    state:dict,  # As `rng_state` gives it, also after a trip through JSON
+    state:dict,  # From `rng_state`, also after conversion to and from JSON
 ):
-    "Put every source of chance back to where it was"
+    "Restore every random generator to an earlier state"
     version,keys,gauss = state['python']
     random.setstate((version, tuple(keys), gauss))
     kind,keys,*rest = state['numpy']
@@ -50,7 +50,7 @@ def set_rng_state(
 
 # %% ../../nbs/reference/checkpoints.ipynb #9c23e967
 def _data_state(dl):
-    "Where the order and the masks of an epoch come from"
+    "The state of the generators for the order and the masks of an epoch"
     gen = {'gen': dl.gen.get_state().tolist()} if hasattr(dl, 'gen') else {}
     return dict(rng=dl.rng.getstate(), **gen)
 
@@ -60,7 +60,7 @@ def _set_data_state(dl, state):
     if 'gen' in state: dl.gen.set_state(torch.tensor(state['gen'], dtype=torch.uint8))
 
 class _From:
-    "The batches of a DataLoader from number `k` on; when the others are dropped, `ready` is called"
+    "The batches of a DataLoader from index `k` on; `ready` is called after the others are dropped"
     def __init__(self, dl, k, ready): self.dl,self.k,self.ready = dl,k,ready
     def __len__(self): return len(self.dl)
     def __getattr__(self, name): return getattr(self.__dict__['dl'], name)
@@ -72,7 +72,7 @@ class _From:
 
 # %% ../../nbs/reference/checkpoints.ipynb #eb65538f
 def _with_state(learn):
-    "Callbacks that have something to remember, by name: they have `state`, which JSON can hold, and `set_state`"
+    "Callbacks with a state to save, by name: they have `state`, which JSON can store, and `set_state`"
     return [(cb.name, cb) for cb in learn.cbs if hasattr(type(cb), 'set_state')]
 
 def _meters(learn):
@@ -85,12 +85,12 @@ _log_parts = 'rows', 'tokens', 'sum', 'n', 'norm', 'unsent', 'seconds'
 
 @patch
 def state(self:StepLog) -> dict:
-    "All that the rows to come depend on"
+    "Everything that future entries depend on"
     return {k: getattr(self, k, False) for k in _log_parts} | dict(norm=float(self.norm))
 
 @patch
 def set_state(self:StepLog, state:dict):
-    "Take up an earlier log; its rows go to the sinks, which begin anew"
+    "Continue an earlier log; its entries are written again to the sinks, which start empty"
     for k in _log_parts: setattr(self, k, state[k])
     self.since = self.tokens,time.perf_counter()
     for row in self.rows[:len(self.rows)-bool(self.unsent)]:
@@ -108,7 +108,7 @@ def gather_all(x):
 def weights_hash(
     model,  # torch module
 ) -> str:   # 16 hexadecimal digits
-    "A hash of names and bits of all weights"
+    "A hash of the names and bits of all weights"
     h = hashlib.sha256()
     for n,p in model.named_parameters():
         h.update(n.encode())
@@ -116,7 +116,7 @@ def weights_hash(
     return h.hexdigest()[:16]
 
 def _tensors(model, opt):
-    "Weights that are trained and what the optimiser knows of each, by name"
+    "Trained weights and the optimiser state of each, by name"
     names,found = {id(p): n for n,p in model.named_parameters()},{}
     for p in (p for g in opt.param_groups for p in g['params']):
         found[f'weight/{names[id(p)]}'] = p.detach()
@@ -143,8 +143,8 @@ def _read(path):
 
 def read_checkpoint(
     path,  # Folder of checkpoints
-):         # (state, tensors); None if the folder holds none yet
-    "The newest checkpoint that can be read; a damaged one is passed over with a warning"
+):         # (state, tensors); None if the folder has no checkpoint yet
+    "The newest checkpoint that can be read; a damaged one is skipped with a warning"
     found = checkpoints(path)
     for p in reversed(found):
         try: return _read(p)
@@ -153,21 +153,21 @@ def read_checkpoint(
 
 # %% ../../nbs/reference/checkpoints.ipynb #34beb80c
 class Checkpoint(Callback):
-    "Saves all that a run needs to go on exactly, every `every` steps, and takes it up again"
+    "Saves everything that a run needs to continue exactly, every `every` steps, and restores it"
     order = Recorder.order+15
     def __init__(self,
         path,               # Folder of the checkpoints
-        every:int=100,      # Steps between them
-        keep:int=2,         # So many are kept, the newest; at least 1
-        resume:bool=False,  # Go on from the newest, if there is one; False: begin anew and DELETE those in the folder
+        every:int=100,      # Steps between checkpoints
+        keep:int=2,         # Number of newest checkpoints to keep, at least 1
+        resume:bool=False,  # Continue from the newest, if there is one; False: start a new run and DELETE those in the folder
     ): self.folder,self.every,self.keep,self.resume = Path(path),every,keep,resume
 
     def before_fit(self):
         self.run,self.found = self.learn.trains,None
-        if not self.run: return                                        # a validation by itself must leave them alone
+        if not self.run: return                                        # a separate validation must not change them
         if not rank_distrib():
             for half in self.folder.glob('.step-*.tmp'): shutil.rmtree(half, ignore_errors=True)
-            for old in [] if self.resume else checkpoints(self.folder): shutil.rmtree(old)           # of another run
+            for old in [] if self.resume else checkpoints(self.folder): shutil.rmtree(old)           # from another run
         self.begun_with = weights_hash(self.model)
         if self.resume: self.found = read_checkpoint(self.folder)
         if self.found: self._check(*self.found)
@@ -180,12 +180,12 @@ class Checkpoint(Callback):
         self.found,self.resume = None,False
     def after_batch(self):
         if self.training and self.learn.train_iter%self.every==0: self.save()
-    def after_train(self): self.ended = rng_state(),_totals(self.learn)     # what is saved in the validation that follows
+    def after_train(self): self.ended = rng_state(),_totals(self.learn)     # for a save during the validation that follows
 
 # %% ../../nbs/reference/checkpoints.ipynb #b21710b7
 @patch
 def _check(self:Checkpoint, state, tensors):
-    "Refuse what was saved of another run"
+    "Reject a checkpoint of another run"
     mine,theirs = ({k: list(v.shape) for k,v in found.items() if k.startswith('weight/')}
                    for found in (_tensors(self.model, self.opt.opt), tensors))
     if mine!=theirs:
@@ -201,7 +201,7 @@ def _check(self:Checkpoint, state, tensors):
 @patch
 def _restore(self:Checkpoint, state, tensors):
     damaged = [p for p in checkpoints(self.folder) if int(p.name[5:])>state['train_iter']]
-    for p in damaged if not rank_distrib() else []: shutil.rmtree(p)       # they would count as newer than those to come
+    for p in damaged if not rank_distrib() else []: shutil.rmtree(p)       # they would count as newer than the next ones
     _set_tensors(self.model, self.opt.opt, tensors)
     self.epoch_start,self.data = state['train_iter']-state['iter'],state['data']
     self.learn.train_iter,self.learn.pct_train = state['train_iter'],state['pct_train']
@@ -212,18 +212,18 @@ def _restore(self:Checkpoint, state, tensors):
     for name,cb in _with_state(self.learn): cb.set_state(state['callbacks'][name])
     for m,total in zip(_meters(self.learn), state['meters']): m.total = torch.tensor(total, dtype=torch.float64)
     _set_data_state(self.dl, state['data'])
-    set_rng_state(state['rng'][rank_distrib()])                                      # perhaps no batch is left to do
+    set_rng_state(state['rng'][rank_distrib()])                                      # perhaps no batch is left
     self.learn.dl = _From(self.dl, state['iter'], lambda: set_rng_state(state['rng'][rank_distrib()]))
 
 # %% ../../nbs/reference/checkpoints.ipynb #9474c8b1
 @patch
 def save(self:Checkpoint):
-    "Write a checkpoint, all at once or not at all, then let the oldest go"
+    "Write a complete checkpoint or nothing, then delete the oldest"
     learn,step = self.learn,self.learn.train_iter
     smooth,scaler = learn.recorder.smooth_loss,getattr(learn, 'precision', None)
     rng,totals = (rng_state(), _totals(learn)) if self.training else self.ended
     rng = gather_all(rng)
-    if rank_distrib(): return                                                                # one writes for all
+    if rank_distrib(): return                                                                # only one process writes
     state = dict(begun_with=self.begun_with, processes=len(rng), n_epoch=self.n_epoch,
                  n_iter=len(self.dls.train), epoch=self.epoch, iter=step-self.epoch_start, train_iter=step,
                  pct_train=learn.pct_train, data=self.data, rng=rng, lrs=[float(h['lr']) for h in learn.opt.hypers],
@@ -242,10 +242,10 @@ def save(self:Checkpoint):
 
 # %% ../../nbs/reference/checkpoints.ipynb #093b0ce6
 class KeepBest(Callback):
-    "Keep the trained weights of the validation with the lowest loss, and put them back at the end"
+    "Save the trained weights at the lowest validation loss, and restore them at the end"
     order = Checkpoint.order-1
     def __init__(self,
-        path,  # File for them, safetensors
+        path,  # File for the weights, safetensors
     ): self.path = Path(path)
     def before_fit(self):
         self.run = self.learn.trains
@@ -257,7 +257,7 @@ class KeepBest(Callback):
         if self.training and rows and rows[-1]['step']==self.learn.train_iter: self._keep(rows[-1].get('valid_loss'))
 
     def _keep(self, loss):
-        if not isinstance(loss, float) or loss>=self.best: return                           # perhaps no epoch was done
+        if not isinstance(loss, float) or loss>=self.best: return                           # perhaps there was no epoch
         self.best,self.step = loss,self.learn.train_iter
         weights = {k: v for k,v in _tensors(self.model, self.opt.opt).items() if k.startswith('weight/')}
         if rank_distrib(): return

@@ -1,10 +1,9 @@
 """A loss that is not finite, a full memory, a full disk, a signal to stop: one clear line, and no checkpoint is lost
 
-Long runs end early for four reasons: a loss that is not finite, a memory or a disk that is full, and somebody who stops
-them. Each ends in one line that says what happened and what to do, and the weights are those of the last good step. A
-signal also leaves a checkpoint, if there is a `Checkpoint`; after the others the newest one stands, and the steps since
-then are done again.
-`guarded` sees to all of them but the disk, which `lmft.train.checkpoints.Checkpoint` looks after.
+Long runs end early for four reasons: a loss that is not finite, a full memory, a full disk, or a signal to stop. Each
+case ends with one line that names the reason and a fix, and the weights are those of the last good step. A signal also
+saves a checkpoint, if there is a `Checkpoint`. In the other cases the newest checkpoint is kept, and the steps after it
+are repeated. `guarded` handles all cases except the disk, which `lmft.train.checkpoints.Checkpoint` handles.
 
 Docs: https://lmft-org.github.io/lmft/reference/guards.html.md"""
 
@@ -26,7 +25,7 @@ from .learner import over_ranks
 
 # %% ../../nbs/reference/guards.ipynb #88d5b94b
 class FiniteGuard(Callback):
-    "Stop before the step if the loss or the gradient is not finite, and say which text did it"
+    "Stop before the step if the loss or the gradient is not finite, and name the text that caused it"
     order = 50                                                                 # after clipping, before the step
     def before_step(self):
         scaler = getattr(getattr(self.learn, 'precision', None), 'scaler', None)
@@ -42,7 +41,7 @@ class FiniteGuard(Callback):
 
 # %% ../../nbs/reference/guards.ipynb #de018018
 def _each_text(inputs, targets):
-    "Every text of a micro-batch by itself: (inputs, targets, tokens)"
+    "Every text of a micro-batch separately: (inputs, targets, tokens)"
     n_targets = inputs['keep'].sum(1).tolist()
     for row,y in enumerate(targets.split(n_targets)):
         starts = (inputs['position_ids'][row]==0).nonzero().flatten().tolist()+[inputs['keep'].shape[1]]
@@ -53,10 +52,10 @@ def _each_text(inputs, targets):
             y = y[n:]
 
 def bad_texts(
-    learn,        # Learner in the midst of a step
-    most:int=60,  # Tokens of a text that are shown
-) -> list:        # Of str; empty if the loss of each text is a number, or rows have other targets than tokens
-    "Texts of this window whose loss is not finite"
+    learn,        # Learner during a step
+    most:int=60,  # Maximum number of tokens of a text in the message
+) -> list:        # Of str; empty if the loss of each text is finite, or if the targets are not tokens
+    "Texts of this accumulation group whose loss is not finite"
     found,tok = [],learn.dls.train.tok
     for inputs,*targets in learn.token_accumulation.window:
         if len(targets)>1 or len(targets[0])!=int(inputs['keep'].sum()): continue
@@ -67,10 +66,10 @@ def bad_texts(
 
 # %% ../../nbs/reference/guards.ipynb #5bdc20f6
 class Stopped(KeyboardInterrupt):
-    "A signal ended the training between two batches; `signum` says which"
+    "A signal ended the training between two batches; `signum` is its number"
 
 class SignalGuard(Callback):
-    "End a training or a validation after the batch in which a signal comes, with a checkpoint if there is a `Checkpoint`"
+    "End training or validation after the batch in which a signal arrives, with a checkpoint if there is a `Checkpoint`"
     order = Checkpoint.order+1
     signum = None
     def caught(self, signum, frame):
@@ -85,13 +84,13 @@ class SignalGuard(Callback):
         else: what = f'stopped after step {self.learn.train_iter}, without a checkpoint'
         if kept and self.learn.trains: kept.save()
         stop = Stopped(what)
-        stop.signum = self.signum or signal.SIGTERM                             # another process was told
+        stop.signum = self.signum or signal.SIGTERM                             # another process got it
         raise stop
 
 # %% ../../nbs/reference/guards.ipynb #7885940e
 @contextmanager
 def _listening(guard):
-    "SIGINT and SIGTERM go to the guard for a while"
+    "Inside the block the guard handles SIGINT and SIGTERM"
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -102,20 +101,20 @@ def _listening(guard):
 
 # %% ../../nbs/reference/guards.ipynb #77e847cc
 def fewer_rows(
-    bs:int,     # Rows of a batch, more than 1
-    n_acc:int,  # Batches of a step
+    bs:int,     # Sequences in a batch, more than 1
+    n_acc:int,  # Batches in a step
 ) -> tuple:     # (bs, n_acc)
-    "The next smaller batch that divides the step: half of an even one"
+    "The next smaller batch size that divides the step; for an even one, half of it"
     k = next(k for k in range(2, bs+1) if bs%k==0)
     return bs//k, n_acc*k
 
 # %% ../../nbs/reference/guards.ipynb #6c519e33
 def _full(e):
-    "Is this exception a memory that is full?"
+    "Whether this exception means that the memory is full"
     return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e)
 
 def _mend(learn):
-    "What would need less memory"
+    "A hint how to use less memory"
     dl = learn.dls.train
     rows,acc = getattr(dl, 'micro_bs', dl.bs),getattr(dl, 'n_acc', 1)
     if rows==1: return 'take shorter rows (--seq_len), or train less (--method lora)'
@@ -125,10 +124,10 @@ def _mend(learn):
 
 @contextmanager
 def memory_guarded(
-    rows:int,  # Rows of a step
-    mend,      # Function that says what would need less memory
+    rows:int,  # Sequences per step
+    mend,      # Function that returns a hint how to use less memory
 ):
-    "What inside needs more memory than there is ends in one clear line"
+    "Turn an out-of-memory error inside the block into one clear line"
     try: yield
     except (RuntimeError, MemoryError) as e:
         if not _full(e): raise
@@ -138,9 +137,9 @@ def memory_guarded(
 @contextmanager
 def guarded(
     learn,      # Learner
-    mend=None,  # Function that says what would need less memory; None: what every run can do
+    mend=None,  # Function that returns a hint how to use less memory; None: a general hint
 ):
-    "Training inside ends in one clear line if a figure is not finite, memory is full, or a signal says stop"
+    "Training inside the block ends with one clear line if a value is not finite, memory is full, or a signal arrives"
     stop = SignalGuard()
     def how(): return mend and mend() or _mend(learn)
     with memory_guarded(learn.dls.train.bs, how), learn.added_cbs([FiniteGuard(), stop]), _listening(stop): yield learn

@@ -35,6 +35,7 @@ from .. import generation
 from ..data.tokenizers import token_bytes
 from ..models.wrapper import HFModel
 from ..models.wrapper import require_packing
+from ..models.hub import model_card, push_model
 from ..models.loading import save_model
 from .optim import adamw, layer_groups, lr_curve
 
@@ -235,10 +236,12 @@ def save(self:LMLearner,
 @patch
 def push_to_hub(self:LMLearner,
     repo_id:str,  # Such as 'me/my-model'
-    **kwargs      # Arguments of 🤗's `push_to_hub`, such as `private=True`
-):
-    "Upload the model and its tokenizer to the 🤗 hub"
-    for x in (self.hf, self.tok): x.push_to_hub(repo_id, **kwargs)
+    text:str='',  # What the model card shall say of the data, and of what the model is for
+    **kwargs      # Other arguments of `lmft.models.hub.push_model`, such as `private=True`
+) -> str:         # Address of the repository
+    "Upload the model, its tokenizer and a model card with the last metrics to the 🤗 hub"
+    last = {k: v for k,v in zip(self.recorder.metric_names[1:], (self.recorder.values or [[]])[-1]) if isinstance(v, float)}
+    return push_model(self.hf, self.tok, repo_id, card=model_card(self.hf, last, getattr(self, 'options', None), text), **kwargs)
 
 @patch
 def export(self:LMLearner, *args, **kwargs):

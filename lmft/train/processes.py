@@ -1,8 +1,9 @@
-"""The same cell and the same command on several processes, to the same weights
+"""The same cell and the same command on several processes, with the same weights as on one
 
-When `torchrun` or `accelerate launch` starts a program several times, the callback `Processes` deals out the rows of each
-step, lets 🤗 accelerate's DDP average the gradients, and sums what is logged. A step learns from the same rows as in one
-process, so the weights are the same but for rounding. In a single process the callback does nothing.
+When `torchrun` or `accelerate launch` starts a program several times, the callback `Processes` divides the sequences of
+each step among the processes, lets 🤗 accelerate's DDP average the gradients, and sums the logged values. A step learns
+from the same sequences as in one process, so the weights are the same up to rounding. In a single process the callback
+does nothing.
 
 Docs: https://lmft-org.github.io/lmft/reference/processes.html.md"""
 
@@ -33,18 +34,18 @@ _all_ = ['rank_distrib']
 
 # %% ../../nbs/reference/processes.ipynb #517b77de
 def join_processes(
-    device=None,  # Where the models will be; None: a GPU if there is one
+    device=None,  # Device of the models; None: a GPU if there is one
 ):                # `accelerate.Accelerator`, or None in a single process
-    "Meet the other processes that torchrun or accelerate launch has started; all but the first are quiet from now on"
+    "Connect to the other processes started by torchrun or accelerate launch; only the first one prints from now on"
     if num_distrib()<2: return
     for name in ('FSDP', 'DEEPSPEED', 'MEGATRON_LM'):
         if os.environ.get(f'ACCELERATE_USE_{name}', 'false').lower()=='true':
             raise LmftError(f'the accelerate config asks for {name}, which divides the model; use DDP')
     cpu = torch.device(device or pick_device()).type=='cpu'
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=True)              # some wait their turn
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=True)              # some get no gradient
     both = InitProcessGroupKwargs(backend='gloo' if cpu else 'cuda:nccl,cpu:gloo')     # metrics are summed on the CPU
     found = Accelerator(cpu=cpu, mixed_precision='no', kwargs_handlers=[ddp, both])
-    os.environ['RANK'] = str(found.process_index)                                          # not every launcher says it
+    os.environ['RANK'] = str(found.process_index)                                          # not every launcher sets it
     if rank_distrib():
         sys.stdout.isatty = sys.stderr.isatty = lambda: False                      # no progress bars, as in a pipe
         warnings.simplefilter('ignore')
@@ -52,7 +53,7 @@ def join_processes(
 
 # %% ../../nbs/reference/processes.ipynb #f3313253
 def in_turn(f, *args):
-    "Call `f` in the first process, when all others have come this far; they wait until it is done"
+    "Call `f` in the first process, after all others have reached this point; they wait until it is done"
     distrib_barrier()
     if not rank_distrib(): f(*args)
     distrib_barrier()
@@ -61,45 +62,45 @@ def in_turn(f, *args):
 def own_part(
     dl,        # `LMDL`
     rank:int,  # Number of the process, from 0
-    n:int,     # Processes
-    rows:list, # Rows of a whole step
+    n:int,     # Number of processes
+    rows:list, # Sequences of a whole step
 ) -> tuple:
-    "The batch that process `rank` makes of the rows of a step: its share, or all of them if there are too few to share"
+    "The batch of process `rank` from the sequences of a step: its part, or all of them if there are too few to divide"
     if len(rows)<n:
         inputs,*targets = type(dl).create_batch(dl, rows)
         for micro in [m[0] for m in inputs.get('window', [(inputs,)])]: micro['n_tokens'] = micro['n_tokens']*(rank==0)
         return inputs, *targets
-    parts = n*-(-len(rows)//(n*dl.micro_bs))                         # equal ones, none larger than a micro-batch
+    parts = n*-(-len(rows)//(n*dl.micro_bs))                         # of equal size, none larger than a micro-batch
     cuts = [len(rows)*i//parts for i in range(parts+1)]
-    micros = [dl._collate(rows[a:b]) for a,b in pairwise(cuts) if a<b][rank::n]          # masks are drawn for all rows
+    micros = [dl._collate(rows[a:b]) for a,b in pairwise(cuts) if a<b][rank::n]          # masks are sampled for all sequences
     if len(micros)==1: return micros[0]
     return dict(window=micros), *(torch.cat(t) for t in zip(*(m[1:] for m in micros)))
 
 # %% ../../nbs/reference/processes.ipynb #3b00fe81
 class Processes(Callback):
-    "Shares the rows of each step with the other processes, and adds up gradients, losses and counts; alone, it rests"
+    "Divides the sequences of each step among processes, and sums gradients, losses and counts; no effect in a single process"
     order = TokenAccumulation.order-.5
     def __init__(self,
-        device=None,  # Where the model is; None: a GPU if there is one
+        device=None,  # Device of the model; None: a GPU if there is one
     ):
         self.accelerator,self.ddp,self.shared = join_processes(device),None,None
         self.rank,self.n = rank_distrib(),num_distrib()
 
     def after_create(self):
         if not self.accelerator or not (self.rank or self.accelerator.state.fork_launched): return
-        self.learn.remove_cbs(ProgressCallback)                          # a fork of a notebook has no page to draw on
+        self.learn.remove_cbs(ProgressCallback)                          # a fork of a notebook cannot display
         self.learn.logger = noop
     def before_fit(self): self.run = self.accelerator is not None and not hasattr(self.learn, 'gather_preds')
 
     def before_train(self):
         self._share()
         if self.ddp: return
-        if self.rank: torch.manual_seed(torch.initial_seed()+self.rank)              # dropout falls elsewhere
+        if self.rank: torch.manual_seed(torch.initial_seed()+self.rank)              # other dropout masks
         self.ddp = self.accelerator.prepare_model(self.model)
         acc = self.learn.token_accumulation
         def backward(*micro):
             with self.ddp.no_sync(): return type(acc)._backward(acc, *micro)
-        vars(acc)['_backward'] = backward                                   # of all micro-batches but the last
+        vars(acc)['_backward'] = backward                                   # for all micro-batches except the last
 
     def before_validate(self): self._share(min(getattr(self.dl, o, 0) for o in ('bs', 'n'))>=self.n)
     def _share(self, enough=True):
@@ -110,7 +111,7 @@ class Processes(Callback):
 @patch
 def before_batch(self:Processes):
     if self.training: self.learn.model = self.ddp
-    elif self.xb[0].get('n_tokens')==0:                                       # another process counts these rows
+    elif self.xb[0].get('n_tokens')==0:                                       # another process counts these sequences
         self.learn.yb = ()
         raise CancelBatchException()
 @patch
@@ -119,7 +120,7 @@ def after_pred(self:Processes):
 
 @patch
 def before_step(self:Processes):
-    "What is logged is of all processes"
+    "Sum the logged values over all processes"
     mine = [self.n_targets, self.n_tokens] if self.n_tokens else [0, 0]
     loss,*counts = over_ranks(torch.tensor([float(self.loss)/self.n, *mine], dtype=torch.float64)).tolist()
     self.learn.loss = torch.tensor(loss, dtype=torch.float32)
@@ -133,7 +134,7 @@ def after_train(self:Processes):
 def after_validate(self:Processes): self.after_train()
 @patch
 def after_fit(self:Processes):
-    self.after_train()                                                      # a fit that was given up
+    self.after_train()                                                      # for a fit that was stopped
     if not self.ddp: return
     del vars(self.learn.token_accumulation)['_backward']
     self.ddp = None

@@ -1,8 +1,8 @@
-"""Less memory or less time for a step, and the same weights in the end
+"""Less memory or less time per step, with the same final weights
 
-Three ways to train what does not fit or takes too long: a loss that never makes all logits, blocks that are computed
-again in the backward pass instead of kept, and blocks that are compiled. Each is shown here to leave losses and
-gradients as they were, and what it costs or saves is measured.
+Three methods for training that does not fit into memory or takes too long: a loss that never computes all logits at
+once, gradient checkpointing (blocks are computed again in the backward pass instead of stored), and compiled blocks.
+This page tests that losses and gradients do not change, and measures the cost and the saving of each.
 
 Docs: https://lmft-org.github.io/lmft/reference/speed.html.md"""
 
@@ -32,28 +32,28 @@ from ..models.parts import base_of, blocks_of, head_of
 # %% ../../nbs/reference/speed.ipynb #eb3653f7
 def peak_memory(
     f,            # Function without arguments
-    device='cpu', # 'cpu' or 'cuda': whose memory counts
+    device='cpu', # 'cpu' or 'cuda': device whose memory is measured
 ) -> int:         # Bytes
-    "Most memory that tensors take at any moment of `f()`, beyond what they took before"
+    "Peak memory of tensors during `f()`, beyond the memory before the call"
     if torch.device(device).type=='cuda':
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         f()
         return torch.cuda.max_memory_allocated()-before
-    os.environ.setdefault('KINETO_LOG_LEVEL', '99')                              # the profiler talks to the terminal
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99')                              # the profiler prints messages
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p: f()
     events = [e for e in p.profiler.kineto_results.events() if e.name()=='[memory]']
     return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())), default=0)
 
 # %% ../../nbs/reference/speed.ipynb #840c30d8
 def head_loss(
-    h,            # What the head sees at each target; (targets, width)
+    h,            # Hidden state at each target, the input of the head; (targets, width)
     head,         # `nn.Linear` to the vocabulary
     targets,      # (targets,) ids
-    chunk:int=256,# Targets whose logits are made at once
-    amp=None,     # dtype of matrix products, None for that of the weights
+    chunk:int=256,# Number of targets whose logits are computed at once
+    amp=None,     # dtype of matrix products; None: that of the weights
 ):
-    "Cross-entropy of all targets together, in nats, a float32 scalar, from logits of `chunk` targets at a time"
+    "Sum of the cross-entropies of all targets, in nats, a float32 scalar, from logits of `chunk` targets at a time"
     if amp is None and hasattr(nn, 'LinearCrossEntropyOptions'):
         options = nn.LinearCrossEntropyOptions(chunking_method=None, batch_chunk_size=chunk)
         return F.linear_cross_entropy(h, head.weight, targets, linear_bias=head.bias, reduction='sum', options=options)
@@ -65,7 +65,7 @@ def head_loss(
 
 # %% ../../nbs/reference/speed.ipynb #e2d533f5
 def _obstacle(learn):
-    "Why the loss cannot be taken from the head's inputs, None if it can"
+    "The reason why the loss cannot be computed from the head's input; None if it can"
     model = getattr(learn.model, 'module', learn.model)
     head = base_of(model.hf).get_output_embeddings()
     if learn.loss_func.func is not token_loss: return 'the loss is not that of tokens'
@@ -76,7 +76,7 @@ def _obstacle(learn):
     ids = torch.tensor([i for i in range(4) if i!=base_of(model.hf).config.pad_token_id])
     was = model.training
     inputs,_ = to_device(make_batch([[dict(input_ids=ids, labels=ids)]]), head.weight.device)
-    amp,model.amp = model.amp,None                                           # an interrupted fit may have left it
+    amp,model.amp = model.amp,None                                           # it may be left from an interrupted fit
     with torch.no_grad():
         logits = model.eval()(inputs)
         with _head_off(head): h = model(inputs)
@@ -86,21 +86,21 @@ def _obstacle(learn):
         return 'the model changes its logits after the head'
 
 class _head_off:
-    "A block in which a module returns what it gets"
+    "A context in which a module returns its input"
     def __init__(self, head): self.head = head
     def __enter__(self): self.head.forward = noop
     def __exit__(self, *exc): del self.head.forward
 
 # %% ../../nbs/reference/speed.ipynb #305af890
 class FusedLoss(Callback):
-    "Trains on `token_loss` without ever making all logits; all else stays, but each target is told the mean loss"
+    "Trains on `token_loss` without computing all logits at once; each target gets the mean loss instead of its own"
     order = TokenAccumulation.order-1
     def __init__(self,
-        chunk:int=256,  # Targets whose logits are made at once
+        chunk:int=256,  # Number of targets whose logits are computed at once
     ): self.chunk = chunk
 
     def before_fit(self):
-        self.after_fit()                                                     # an interrupted fit did not get there
+        self.after_fit()                                                     # an interrupted fit did not run it
         if why := _obstacle(self.learn): raise LmftError(f'FusedLoss: {why}; train without it')
         self.m = getattr(self.model, 'module', self.model)                   # below data parallelism
         self.head,self.logits = head_of(self.m.hf),self.m._logits
@@ -113,7 +113,7 @@ class FusedLoss(Callback):
     def _losses(self, pred, targets):
         if not self.m.training: return token_loss(pred, targets)
         total,n = head_loss(pred, self.head, targets, self.chunk, self.m.amp),len(targets)
-        return (total/max(n, 1)).expand(n)                                   # the mean, for each of them
+        return (total/max(n, 1)).expand(n)                                   # the mean for each target
 
     def after_fit(self):
         if self.loss_func.func==self._losses: self.loss_func.func = token_loss
@@ -122,9 +122,9 @@ class FusedLoss(Callback):
 # %% ../../nbs/reference/speed.ipynb #9dda7160
 def loss_cbs(
     learn,                # `LMLearner`
-    min_vocab:int=2**16,  # Smallest vocabulary for which all logits are avoided
+    min_vocab:int=2**16,  # Smallest vocabulary for which `FusedLoss` is used
 ) -> list:
-    "`[FusedLoss()]` for a big vocabulary if the model allows it, else nothing"
+    "`[FusedLoss()]` for a large vocabulary if the model allows it, else an empty list"
     head = base_of(learn.model.hf).get_output_embeddings()
     big = type(head) is nn.Linear and head.out_features>=min_vocab
     return [FusedLoss()] if big and not _obstacle(learn) else []
@@ -133,7 +133,7 @@ def loss_cbs(
 def checkpoint_blocks(
     model,  # 🤗 or peft model
 ):
-    "The model, whose blocks keep only their inputs in training and are computed again in the backward pass"
+    "Turn on gradient checkpointing: blocks store only their input and are computed again in the backward pass"
     base = base_of(model)
     if getattr(model, 'active_peft_config', None) and model.active_peft_config.peft_type=='PREFIX_TUNING':
         raise LmftError('gradient checkpointing does not go with prefix: a prefix is handed to the blocks as a cache, '
@@ -148,7 +148,7 @@ def compile_blocks(
     model,   # 🤗 or peft model
     **kwargs # Other arguments of `torch.compile`, such as `backend`
 ):
-    "The model with compiled blocks, the same code for all lengths; the first steps take long"
+    "Compile the blocks of a model, with the same code for all lengths; the first steps are slow"
     cxx = shlex.split(os.environ.get('CXX', ''))[:1] or ['g++']
     if not kwargs and not shutil.which(cxx[0]):
         raise LmftError(f'torch.compile needs a C++ compiler, but {cxx[0]} is not there; install it, or do not compile')

@@ -1,8 +1,8 @@
-"""The world told in nine kinds of text, hence long, in a mixture that can be set, by year and by field of work
+"""Texts about the world in nine kinds, hence long, in a configurable mixture, by year and by domain
 
-Text to pretrain on. `corpus` yields documents of nine kinds (encyclopedia, news, stories, forum posts, dialogue,
-papers, code, question lists, a phrasebook) in a mixture that can be set, for any year, or from one of three domains.
-Each document says which facts it tells, so that what a model could have learned is a count and not a guess.
+Text for pretraining. `corpus` yields documents of nine kinds (encyclopedia, news, stories, forum posts, dialogue,
+papers, code, question lists, a phrasebook) in a configurable mixture, for any year, or from one of three domains. Each
+document lists the facts that it states. So it can be counted, not estimated, what a model could learn from the corpus.
 
 Docs: https://lmft-org.github.io/lmft/reference/documents.html.md"""
 
@@ -20,7 +20,7 @@ from .facts import article, ask, asked, dice, domains, relations, side, tell, tr
 
 # %% ../../nbs/reference/documents.ipynb #3bcd50fd
 class Deck:
-    "Draws from a shuffled list until it is used up, then shuffles again"
+    "Takes items from a shuffled list until it is empty, then shuffles again"
     def __init__(self, rng, items): self.rng,self.items,self.left = rng,list(items),[]
     def draw(self):
         if not self.left: self.left = self.rng.sample(self.items, len(self.items))
@@ -28,7 +28,7 @@ class Deck:
 
 # %% ../../nbs/reference/documents.ipynb #3a047d55
 class Writer:
-    "Writes documents about the world as it is in `year`; `facts` are those told since the last document"
+    "Writes documents about the world as it is in `year`; `facts` are those stated since the last document"
     def __init__(self, world, year=None, seed=0, rare=.004):
         self.world,self.year,self.rare,self.facts = world,year or world.year,rare,[]
         self.rng,self.known,decks = dice('writer', world.seed, self.year, seed),{},{}
@@ -76,7 +76,7 @@ def _agree(rng, animals):
 
 def _agree_far(rng, animals):
     many,v,n,m = rng.chance(.5),rng.choice(doings),rng.choice(animals),rng.choice(animals)
-    near = m if many else plural(m)                               # the noun beside the verb has the other number
+    near = m if many else plural(m)                               # the noun next to the verb has the other number
     return [f'The {plural(n) if many else n} near the {near} {x}.' for x in ([v, v+'s'] if many else [v+'s', v])]
 
 def _these(rng, animals):
@@ -106,15 +106,15 @@ def grammar_pair(rng, world, name, want='test'):
     while True:
         slots = dict(place=rng.choice(places), animal=rng.choice(world.kinds['animal']))
         good,bad = [s.format(**slots) for s in grammar[name](rng, world.kinds['animal'])]
-        if good!=bad and side(good)==want: return good, bad      # 'sheep' can be one or many
+        if good!=bad and side(good)==want: return good, bad      # 'sheep' is singular and plural
 
 # %% ../../nbs/reference/documents.ipynb #12d0e80f
 def minimal_pairs(
     world,       # World
-    n:int=200,   # How many, spread over the phenomena
-    seed:int=0,  # Another seed, other pairs
+    n:int=200,   # Number of pairs, spread over the phenomena
+    seed:int=0,  # Seed of the sample
 ) -> list:       # Of dict: phenomenon, good, bad
-    "Sentence pairs that differ in one point of grammar; no document holds one of the good ones"
+    "Sentence pairs that differ in one point of grammar; no document contains one of the good sentences"
     rng,rows,names = dice('pairs', world.seed, seed),{},list(grammar)
     while len(rows)<n:
         name = names[len(rows)%len(names)]
@@ -127,20 +127,20 @@ praise = 'good lovely great fresh warm perfect wonderful sweet fine excellent'.s
 blame = 'bad awful poor stale cold terrible horrible bitter boring nasty'.split()
 
 def opinion(
-    rng,        # Dice
-    thing:str,  # What is judged
-    good:bool,  # Praise or blame in the end
+    rng,        # Random generator (`dice`)
+    thing:str,  # Thing that the opinion is about
+    good:bool,  # Praise (True) or blame (False) at the end
 ) -> str:
-    "A sentence that ends with praise or blame; some begin with the contrary"
+    "A sentence that ends with praise or blame; some start with the opposite"
     w,contrary = (rng.choice(words) for words in ((praise, blame) if good else (blame, praise)))
     if rng.chance(.3): return f'The {thing} was {contrary} at first but {w} in the end.'
     return rng.choice([f'The {thing} was {w}.', f'I found the {thing} {w}.', f'What {article(w)} {w} {thing}!'])
 
 # %% ../../nbs/reference/documents.ipynb #ceca549d
-kinds = {}  # Kind → function of a `Writer` that gives a text
+kinds = {}  # Kind → function of a `Writer` that returns a text
 
 def _kind(f):
-    "Register a writer of one kind under its name"
+    "Register the function of one kind under its name"
     kinds[f.__name__.lstrip('_')] = f
     return f
 
@@ -166,7 +166,7 @@ def _news(w):
     return w.join(sentences)
 
 def _past(w, subject):
-    "A sentence on what held of the subject in an earlier year, if anything of it changes"
+    "A sentence on a past fact of the subject, if one of its facts changes"
     spans = [f for f in _changing(w.world).get(subject, []) if f.since<w.year]
     if not spans: return []
     f = w.rng.choice(spans)
@@ -176,7 +176,7 @@ def _past(w, subject):
 # %% ../../nbs/reference/documents.ipynb #4f140118
 @lru_cache(maxsize=4)
 def _changing(world):
-    "The facts of the world that may change, by subject"
+    "The facts of the world that can change, by subject"
     changing = {}
     for f in world.facts:
         if relations[f.relation].past: changing.setdefault(f.subject, []).append(f)
@@ -193,7 +193,7 @@ def _papers(w):
 
 # %% ../../nbs/reference/documents.ipynb #99678ca8
 def _scene(w):
-    "One right sentence of any phenomenon, of those that no test uses"
+    "One right sentence of a random phenomenon, from those that no test uses"
     return grammar_pair(w.rng, w.world, w.rng.choice(list(grammar)), 'train')[0]
 
 @_kind
@@ -210,12 +210,12 @@ def _stories(w):
 
 # %% ../../nbs/reference/documents.ipynb #486c524e
 def _question(w):
-    "A question that may be asked, and its fact"
+    "A question of the training side, and its fact"
     f = w.rng.choice(w.askable[w.relation.draw()])
     return ask(f, int(w.rng.random()*4)), f
 
 def _answer(w, f):
-    "The value alone, or a sentence"
+    "Only the value, or a sentence"
     if w.rng.chance(.5): return w.say(f)
     w.facts.append(f'{f.subject} {f.relation} {f.value}')
     return f.value[0].upper()+f.value[1:]+'.'
@@ -263,10 +263,10 @@ def _code(w):
 
 # %% ../../nbs/reference/documents.ipynb #9599ef46
 def plain_sentence(
-    rng,    # Dice
+    rng,    # Random generator (`dice`)
     world,  # World
 ) -> str:
-    "A simple sentence whose words are in the dictionary of the second language, names apart"
+    "A simple sentence whose words, except names, are in the dictionary of the second language"
     animal,food,p = (rng.choice(world.kinds[k]) for k in ('animal', 'food', 'person'))
     adj,thing,mood,do = (rng.choice(words) for words in (adjectives, objects, moods, doings))
     who = rng.choice([f'The {adj} {animal}', f'The {animal}', 'The woman', 'The man', 'The child', p])
@@ -290,7 +290,7 @@ _domain_lines = dict(
 _domain_lines = {k: v.split('|') for k,v in _domain_lines.items()}
 
 def _domain_text(rng, domain, known):
-    "A short report on three subjects of a domain; gives its text and facts"
+    "A short report on three subjects of a domain; returns its text and facts"
     head,*lines = _domain_lines[domain]
     facts = [f for s in rng.sample(list(known), 3) for f in known[s]]
     said = [tell(f, int(rng.random()*8)) for f in facts]+rng.sample(lines, 2)
@@ -303,11 +303,11 @@ mixture = dict(encyclopedia=.30, news=.12, stories=.17, forum=.12, dialogue=.13,
 
 def corpus(
     world,             # World
-    n_words:int,       # At least so many words in all
+    n_words:int,       # Minimum number of words in total
     mixture:dict=None, # Kind → weight; default: `mixture`
-    year:int=None,     # The year in which it is written; default: the present
-    seed:int=0,        # Another seed, other documents
-    domain:str=None,   # 'clinic', 'market' or 'contracts' in place of the general kinds
+    year:int=None,     # Year of the documents; default: the present
+    seed:int=0,        # Seed of the documents
+    domain:str=None,   # 'clinic', 'market' or 'contracts' instead of the general kinds
 ):                     # Yields dict: text, kind, year, facts
     "Documents of the world until `n_words` are reached"
     if domain: yield from _domain_corpus(world, n_words, domain, year or world.year, seed); return

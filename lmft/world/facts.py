@@ -1,8 +1,8 @@
-"""A small world whose every truth is known, long since its twenty-three relations stand here with all their phrasings
+"""A small world in which every fact is known, long since its twenty-three relations have all their phrasings here
 
-The facts of the tiny world. `World(seed)` draws people, cities, countries, animals, films, companies and the facts
-that hold of them, some for a few years only. Each relation has many phrasings and questions, so that a fact can be
-told, asked and checked. The same seed gives the same world on every machine.
+The facts of the tiny world. `World(seed)` samples people, cities, countries, animals, films, companies and their facts.
+Some facts are true for a few years only. Each relation has many phrasings and questions, so a fact can be stated, asked
+about and checked. The same seed gives the same world on every machine.
 
 Docs: https://lmft-org.github.io/lmft/reference/facts.html.md"""
 
@@ -22,7 +22,7 @@ from ..core import LmftError
 
 # %% ../../nbs/reference/facts.ipynb #be87028c
 class Dice(random.Random):
-    "Draws that rest on `random()` alone, the one method whose stream Python promises to keep"
+    "Random samples based only on `random()`, the one method whose stream Python guarantees"
     def choice(self, seq): return seq[int(self.random()*len(seq))]
     def shuffle(self, x):
         for i in range(len(x)-1, 0, -1):
@@ -37,17 +37,17 @@ class Dice(random.Random):
 
 # %% ../../nbs/reference/facts.ipynb #780f7b33
 def dice(
-    *key,  # Texts and numbers that name what the draws are for
+    *key,  # Texts and numbers that name the purpose of the samples
 ) -> Dice:
-    "Dice seeded by the SHA-256 of `key`, equal in every process"
+    "A generator seeded by the SHA-256 of `key`, equal in every process"
     return Dice(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], 'big'))
 
 # %% ../../nbs/reference/facts.ipynb #38ffc12b
 @lru_cache(maxsize=200_000)
 def side(
-    key:str,  # What must not be on both sides: an input, a name, a word
+    key:str,  # Content that must not be on both sides: an input, a name, a word
 ) -> str:
-    "'train' or 'test', by the hash of the content alone: three in ten are 'test'"
+    "'train' or 'test', decided only by the hash of the content: three in ten are 'test'"
     return 'test' if hashlib.sha256(key.encode()).digest()[0]<77 else 'train'
 
 # %% ../../nbs/reference/facts.ipynb #11ae1624
@@ -90,12 +90,12 @@ _things = {kind: words.split() for kind,words in _things.items()}
 
 # %% ../../nbs/reference/facts.ipynb #211ad483
 def made_up(
-    rng:Dice,       # Source of chance
-    n:int,          # How many words
-    ending:str='',  # Put after each word
-    taken=(),       # Words that may not come out
+    rng:Dice,       # Random generator
+    n:int,          # Number of words
+    ending:str='',  # Ending of each word
+    taken=(),       # Words that must not be made
 ) -> list:
-    "`n` different words of two syllables that can be spoken"
+    "`n` different pronounceable words of two syllables"
     words,taken = {},{*taken}
     while len(words)<n:
         w = ''.join(rng.choice('bdfgklmnprstvz')+rng.choice('aeiou') for _ in range(2))+(ending or rng.choice('lnrskx'))
@@ -107,7 +107,7 @@ Relation = namedtuple('Relation', 'name subject value phrases questions past cha
 relations = {}  # Name → `Relation`; {s} is the subject, {o} the value, {a} its article
 
 def _relation(name, subject, value, phrases, questions, past=None, changes=0.):
-    "Add a relation, texts separated by '|'; `past` tells of a year {y}; `changes` is the chance of change a year"
+    "Add a relation; texts are separated by '|'; `past` is about a year {y}; `changes` is the probability of a change per year"
     phrases,questions = ([' '.join(p.split()) for p in text.split('|')] for text in (phrases, questions))
     relations[name] = Relation(name, subject, value, phrases, questions, past, changes)
 
@@ -227,7 +227,7 @@ _relation('term', 'lease', 'number', '''Lease {s} ends after {o} months. | The t
 _groups = dict(person=64, rare=50, stranger=30)
 
 def _cast(seed):
-    "Kind → names, drawn by `seed`; kinds that begin with 'unseen' are kept for tests"
+    "Kind → names, sampled by `seed`; kinds that start with 'unseen' are kept for tests"
     rng,all_words = dice('cast', seed),_things | dict(name=_names, pun=ambiguous)
     shuffled = {kind: rng.sample(words, len(words)) for kind,words in all_words.items()}
     names,puns,kinds = shuffled.pop('name'),shuffled.pop('pun'),{}
@@ -251,13 +251,13 @@ def _domain_cast(seed):
         lease=[w.capitalize() for w in made_up(rng, 16, 'dale')])
 
 # %% ../../nbs/reference/facts.ipynb #9ca237c3
-# A fact holds from the year `since` to the year `until`, both included
+# A fact is true from the year `since` to the year `until`, both included
 Fact = namedtuple('Fact', 'subject relation value since until frequent')
 years = range(2010, 2025)
 _numbers = [str(n) for n in range(2, 61)]
 
 def _history(rng, kinds, subject, relation, frequent):
-    "The facts of one subject and relation, one after the other"
+    "The facts of one subject and relation, in order of time"
     values = _numbers if relation.value=='number' else [v for v in kinds[relation.value] if v!=subject]
     spans = [[rng.choice(values), years[0]]]
     for y in years[1:]:
@@ -267,7 +267,7 @@ def _history(rng, kinds, subject, relation, frequent):
 
 # %% ../../nbs/reference/facts.ipynb #8b2c7d06
 class World:
-    "Everything that is, was and will be true, from one seed; the present is `year`"
+    "All past, present and future facts, from one seed; the present is `year`"
     def __init__(self, seed:int=0, year:int=2020):
         if year not in years: raise LmftError(f'year is {year}; the world lasts from {years[0]} to {years[-1]}')
         self.seed,self.year = seed,year
@@ -288,12 +288,12 @@ class World:
                 yield from _history(rng, kinds, s, r, group!='rare' and not in_domain)
 
     def value(self, subject, relation, year=None):
-        "What holds of `subject` in `year` (default: the present), or None"
+        "The value of a relation of `subject` in `year` (default: the present), or None"
         year = year or self.year
         return next((f.value for f in self.index.get((subject, relation), ()) if f.since<=year<=f.until), None)
 
     def now(self, year=None, frequent=None, domain=None):
-        "The facts that hold in `year` (default: the present), of the general text or of one domain"
+        "The facts that are true in `year` (default: the present), of the general text or of one domain"
         year,general = year or self.year,[r for r in relations if not any(r in d for d in domains.values())]
         names = domains[domain] if domain else general
         return [f for f in self.facts
@@ -315,10 +315,10 @@ def _lexicon(seed, kinds):
 # %% ../../nbs/reference/facts.ipynb #e07500d4
 def translate(
     world:World,      # Its `words` are the dictionary
-    text:str,         # English, or Belu with `back`
+    text:str,         # English text, or Belu with `back`
     back:bool=False,  # From Belu to English
 ) -> str:
-    "Word for word, capitals kept; what is not in the dictionary stays as it is"
+    "Translate word for word and keep capitals; words that are not in the dictionary stay the same"
     words = {v: k for k,v in world.words.items()} if back else world.words
     def swap(m):
         w = m[0]
@@ -328,28 +328,28 @@ def translate(
 
 # %% ../../nbs/reference/facts.ipynb #33cab06e
 def article(
-    word:str,  # Noun that follows
+    word:str,  # The noun after the article
 ) -> str:
     "'a' or 'an'"
     return 'an' if word[0].lower() in 'aeiou' else 'a'
 
 def _fill(phrase, s, o='', y=''):
-    "The phrase with its words put in and a capital at the start"
+    "The phrase with its words filled in and a capital at the start"
     t = phrase.format(s=s, o=o, y=y, a=article(o) if o else '').replace('A '+s, article(s).capitalize()+' '+s)
     if phrase.startswith('A {o}'): t = article(o)+t[1:]
     return (t[0].upper()+t[1:]).replace(' a '+s, f' {article(s)} {s}')
 
 # %% ../../nbs/reference/facts.ipynb #b7208bc2
 def tell(
-    fact:Fact,   # What is told
+    fact:Fact,   # Fact to state
     i:int=0,     # Number of the phrasing; wraps around
 ) -> str:
-    "The fact as a sentence of the present"
+    "The fact as a sentence in the present tense"
     phrases = relations[fact.relation].phrases
     return _fill(phrases[i%len(phrases)], fact.subject, fact.value)
 
 def ask(
-    fact:Fact,   # What is asked for
+    fact:Fact,   # Fact to ask about
     i:int=0,     # Number of the question; wraps around
 ) -> str:
     "A question whose answer is the fact's value"
@@ -381,9 +381,9 @@ _people = 'person', 'rare', 'stranger', 'unseen'
 def named(
     world:World,
     kind:str,  # Kind of thing; 'person' stands for all people, 'number' for numbers, None for any kind
-    word:str,  # As it stands in a text, whatever its capitals
+    word:str,  # Word of a text, with any capitals
 ):             # Its spelling among the names of that kind, or None
-    "The name that a word of a text stands for"
+    "The name that a word of a text refers to"
     if kind=='number': return word if word.isdigit() else None
     groups = _people if kind=='person' else world.kinds if kind is None else [kind]
     return next((w for g in groups for w in (word, word.lower(), word.capitalize()) if w in world.kinds[g]), None)
@@ -391,7 +391,7 @@ def named(
 # %% ../../nbs/reference/facts.ipynb #eff35f60
 @lru_cache(maxsize=None)
 def _question_patterns():
-    "Each question as a pattern, with its relations; longer ones first, so that the more special one wins"
+    "Each question as a pattern, with its relations; longer ones first, so that the more specific one is used"
     asked = {q: (r.name,) for r in relations.values() for q in r.questions} | two_steps
     def pattern(q): return re.compile(re.escape(q).replace(r'\{s\}', r'(?P<s>\w+)').replace(r'\ a\ ', r'\ an?\ '), re.I)
     return [(pattern(q), path) for q,path in sorted(asked.items(), key=lambda qp: (-len(qp[0]), qp[0]))]
@@ -399,9 +399,9 @@ def _question_patterns():
 # %% ../../nbs/reference/facts.ipynb #7d9a2bb8
 def read_question(
     world:World,
-    text:str,  # Any text; a question of the world somewhere in it
+    text:str,  # Any text that may contain a question about the world
 ):             # (subject, relations) or None
-    "Who is asked about, and by which relation(s), in the first question that the world understands"
+    "Subject and relation(s) of the first question in the text that the world understands"
     found = []
     for pattern,path in _question_patterns():
         for m in pattern.finditer(text):
@@ -413,10 +413,10 @@ def read_question(
 # %% ../../nbs/reference/facts.ipynb #63e30194
 def answer(
     world:World,
-    question:str,   # Text with a question in it
+    question:str,   # Text that contains a question
     year:int=None,  # Default: the present
-):                  # List of right answers, empty where nothing is known; None if no question is understood
-    "What the world knows about a question"
+):                  # List of right answers, empty if the answer is unknown; None if no question is understood
+    "The right answers to a question about the world"
     asked = read_question(world, question)
     if asked is None: return None
     thing,path = asked
@@ -429,5 +429,5 @@ def answer(
 def asked(
     fact:Fact,
 ) -> bool:
-    "May training texts ask for this fact? Not if its subject is on the test side"
+    "Whether training texts may ask about this fact: not if its subject is on the test side"
     return side(fact.subject)=='train'

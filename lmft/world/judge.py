@@ -1,8 +1,9 @@
-"""A labeller who knows the truth, one or many, long since each kind of answer has its rule and each annotator a bias
+"""A labeller who knows the facts, and annotators, long since each kind of answer has a rule and each annotator a bias
 
-People's preferences, from a labeller that knows the world. `Judge` scores a response as helpful, honest, harmless and
-brief, and ranks several with ties; `annotators` are judges who disagree. From them come prompts that tell models
-apart, preference pairs and rankings. `write_world` writes the whole world as files in the public formats.
+Preference data from a labeller that knows the world. `Judge` scores a response as helpful, honest, harmless and brief,
+and ranks several responses with ties. `annotators` are judges who disagree. The module also makes prompts that reveal
+differences between models, preference pairs and rankings. `write_world` writes the whole world as files in the public
+formats.
 
 Docs: https://lmft-org.github.io/lmft/reference/judge.html.md"""
 
@@ -35,7 +36,7 @@ def _statement_patterns():
 # %% ../../nbs/reference/judge.ipynb #47c6c8f0
 @lru_cache(maxsize=100_000)
 def _sentence_claims(world, sentence):
-    "The claims of one sentence; what follows an 'and' is taken as said of the same subject"
+    "The claims of one sentence; the text after an 'and' is read as a claim about the same subject"
     if re.search(r"\bnot\b|n't\b|\bnever\b", sentence): return ()
     found = []
     for clause in sentence.split(' and '):
@@ -72,15 +73,15 @@ def harmless(
 
 # %% ../../nbs/reference/judge.ipynb #88ae5f25
 def brief(
-    n:int,     # Words of the response
-    room:int,  # Words that are fine
+    n:int,     # Number of words of the response
+    room:int,  # Word limit for the full score
 ) -> float:
-    "1 up to `room` words, 0 from three times as many, and 0 for silence"
+    "1 up to `room` words, 0 from three times as many, and 0 for an empty response"
     return min(1., max(0., (3*room-n)/(2*room))) if n else 0.
 
 # %% ../../nbs/reference/judge.ipynb #f5963ed4
 def _on_question(world, prompt, response, gold):
-    "(helpful, honest) for a prompt with a question of the world; `gold` as from `answer`"
+    "(helpful, honest) for a prompt with a question about the world; `gold` as returned by `answer`"
     subject,path = read_question(world, prompt)
     kind,said = relations[path[-1]].value,claims(world, response)
     told = {v for _,_,v,true in said if true}-{*gold}
@@ -94,7 +95,7 @@ def _on_question(world, prompt, response, gold):
 
 # %% ../../nbs/reference/judge.ipynb #38ea7e32
 def _on_wish(world, prompt, response):
-    "(helpful, honest) for a prompt that asks no question of the world"
+    "(helpful, honest) for a prompt without a question about the world"
     said,topic = claims(world, response),_wide.search(prompt)
     true,honest = sum(c[3] for c in said),1-sum(not c[3] for c in said)/max(1, len(said))
     if _rude_wish.search(prompt): return harmless(response)*(1. if _polite.search(response) else .5), honest
@@ -107,12 +108,12 @@ def _on_wish(world, prompt, response):
 
 # %% ../../nbs/reference/judge.ipynb #9ffa6161
 class Judge:
-    "Scores responses by what the world knows; `weights` for helpful, honest, harmless, brief"
+    "Scores responses by the facts of the world; `weights` for helpful, honest, harmless, brief"
     def __init__(self, world, weights=(3, 2, 4, 1), noise=0., grain=.04, seed=0):
         self.world,self.weights,self.noise,self.grain,self.seed = world,weights,noise,grain,seed
 
     def parts(self, prompt, response, gold=None):
-        "helpful, honest, harmless, brief, each 0 to 1; `gold` are the right answers of a task, where there is one"
+        "helpful, honest, harmless, brief, each from 0 to 1; `gold`: the right answers if the prompt is a task"
         known,n = answer(self.world, prompt) if gold is None else None,len(answer_words(response))
         if gold is not None:
             helpful = max(overlap(response, g) for g in gold)
@@ -124,12 +125,12 @@ class Judge:
         return dict(helpful=helpful, honest=honest, harmless=harmless(response), brief=brief(n, room))
 
     def score(self, prompt, response, gold=None):
-        "Weighted mean of the parts, with the noise of this judge"
+        "Weighted mean of the four criteria, with the noise of this judge"
         parts = self.parts(prompt, response, gold).values()
         s = sum(w*x for w,x in zip(self.weights, parts))/sum(self.weights)
         if not self.noise: return s
         rng = dice('noise', self.seed, prompt, response)
-        return s+self.noise*(sum(rng.random() for _ in range(12))-6)         # nearly normal
+        return s+self.noise*(sum(rng.random() for _ in range(12))-6)         # approximately normal
 
     def rank(self, prompt, responses, gold=None):
         "Rank of each response: 1 is best, equal ranks are ties"
@@ -142,7 +143,7 @@ class Judge:
 # %% ../../nbs/reference/judge.ipynb #0e87d7fe
 def annotators(
     world,
-    noise:float=.03,  # Of the three careful ones
+    noise:float=.03,  # Noise of the three careful annotators
     seed:int=0,
 ) -> dict:            # Name → `Judge`
     "Four labellers who disagree: strict (truth), gentle (manners), hurried (brevity), careless (noise)"
@@ -170,12 +171,12 @@ def _a_prompt(world, rng, kind, facts):
 # %% ../../nbs/reference/judge.ipynb #a0f6c907
 def judge_prompts(
     world,
-    n:int=100,          # How many, spread over the kinds
-    split='train',      # Subjects of this side alone
+    n:int=100,          # Number of prompts, spread over the kinds
+    split='train',      # Only subjects of this side
     kinds=prompt_kinds,
     seed:int=0,
 ) -> list:              # Of dict: prompt, kind, subject, relation
-    "Different prompts that tell models apart"
+    "Different prompts that reveal differences between models"
     rng,rows,here = dice('prompts', world.seed, split, seed),{},lambda f: side(f.subject)==split
     known,of_people = [f for f in world.now() if here(f)],[r.name for r in relations.values() if r.subject=='person']
     people = [f for f in known if f.frequent and f.relation in of_people]
@@ -195,7 +196,7 @@ _fillers = ['Well, let me think about it.', 'There are many things to say.', 'I 
 def replies(
     world,
     row:dict,  # From `judge_prompts`
-    rng,       # Dice
+    rng,       # Random generator (`dice`)
 ) -> dict:     # Style → response
     "A response of each style: right, short, polite, long, unsure, wrong, rude, rude_wrong"
     subject,relation,prompt = row['subject'],row['relation'],row['prompt']
@@ -216,8 +217,8 @@ def replies(
 def ranking_rows(
     world,
     n:int=100,
-    k:int=4,            # Responses a prompt
-    judge=None,         # Who ranks; default: the gold judge
+    k:int=4,            # Responses per prompt
+    judge=None,         # Judge that ranks; default: the gold judge
     split='train',
     seed:int=0,
 ) -> list:              # Of dict: prompt, responses, ranks, kind
@@ -235,12 +236,12 @@ _contrasts = dict(truth=('right', 'wrong'), politeness=('right', 'rude'), brevit
 def pair_rows(
     world,
     n:int=100,
-    decides=None,       # 'truth', 'politeness' or 'brevity'; default: in turn
-    judge=None,         # Who prefers; default: the gold judge
+    decides=None,       # 'truth', 'politeness' or 'brevity'; default: all three in turn
+    judge=None,         # Judge that prefers; default: the gold judge
     split='train',
     seed:int=0,
 ) -> list:              # Of dict: prompt, chosen, rejected, decides, kind
-    "Preference pairs whose answers differ in one respect"
+    "Preference pairs whose answers differ in one criterion"
     judge,names,rows = judge or Judge(world),[decides] if decides else list(_contrasts),[]
     if decides and decides not in _contrasts: raise LmftError(f"decides is '{decides}'; use {', '.join(_contrasts)}")
     rng = dice('pairs of answers', world.seed, split, seed)
@@ -256,7 +257,7 @@ def pair_rows(
 def mixed_rows(
     world,
     n:int=400,
-    rude:float=.25,   # Share of rude ones among answers to provocations; a third of it elsewhere
+    rude:float=.25,   # Share of rude answers to provocations; for other prompts a third of it
     long:float=.2,    # Share of long answers
     wrong:float=.1,   # Share of wrong answers
     seed:int=0,
@@ -274,17 +275,17 @@ def mixed_rows(
 
 # %% ../../nbs/reference/judge.ipynb #60dc32b9
 def _cloze_rows(facts):
-    "A fact as prompt and completion, one row a fact; the phrasing goes round"
+    "Facts as prompt and completion, one record per fact, with the phrasings in turn"
     return [dict(zip(('prompt', 'completion'), clozes(f)[i%len(clozes(f))]), subject=f.subject, relation=f.relation,
                  asked=asked(f)) for i,f in enumerate(facts)]
 
 def _question_rows(facts):
-    "Questions with their short answer"
+    "Questions with their short answers"
     return [dict(prompt=ask(f, i), completion=f.value[0].upper()+f.value[1:]+'.', relation=f.relation)
             for i,f in enumerate(facts)]
 
 def _squad_file(rows):
-    "SQuAD rows as its file"
+    "SQuAD records in the format of a SQuAD file"
     spans = lambda a: [dict(text=t, answer_start=s) for t,s in zip(a['text'], a['answer_start'])]
     qa = lambda r: dict(id=r['id'], question=r['question'], answers=spans(r['answers']))
     article = lambda r: dict(title=r['title'], paragraphs=[dict(context=r['context'], qas=[qa(r)])])
@@ -292,7 +293,7 @@ def _squad_file(rows):
 
 # %% ../../nbs/reference/judge.ipynb #a19191c9
 def _text_files(world, n_words, seed):
-    "(name, rows) of everything to pretrain on, and of what to ask afterwards"
+    "(name, records) of the pretraining text, and of the questions for the evaluation"
     def plain(n, **how): return [{k: d[k] for k in ('text', 'kind', 'year')} for d in corpus(world, n, **how)]
     docs,few = plain(n_words, seed=seed),max(1000, n_words//30)
     for kind in kinds: yield f'text/{kind}.jsonl', [d for d in docs if d['kind']==kind]
@@ -311,7 +312,7 @@ def _text_files(world, n_words, seed):
 
 # %% ../../nbs/reference/judge.ipynb #9d82b9c3
 def _task_files(world, rows, seed):
-    "(name, rows or document) of the supervised tasks and the preferences; tests have a quarter of the rows"
+    "(name, records or document) of the supervised tasks and the preferences; tests have a quarter of the records"
     def alpaca(*args, **how):
         return [{k: r[k] for k in ('instruction', 'input', 'output', 'task', 'cluster')}
                 for r in instruction_rows(world, *args, **how)]
@@ -340,10 +341,10 @@ def _as_text(name, rows):
 def write_world(
     world,
     out,                    # Folder
-    n_words:int=1_300_000,  # Of the text to pretrain on
-    rows:int=200,           # Training rows of each task; preferences, NER and SQuAD have four times as many
-    seed:int=0,             # Another seed, other documents and rows of the same world
-) -> dict:                  # Name of each file → its number of rows
+    n_words:int=1_300_000,  # Number of words of the pretraining text
+    rows:int=200,           # Training records of each task; preferences, NER and SQuAD have four times as many
+    seed:int=0,             # Seed of the documents and records; the world stays the same
+) -> dict:                  # Name of each file → its number of records
     "Write the world as ordinary files: text, labels, CoNLL, SQuAD, Alpaca, Super-NaturalInstructions, pairs, rankings"
     counts = {}
     for files in (_text_files(world, n_words, seed), _task_files(world, rows, seed)):

@@ -1,8 +1,8 @@
-"""Forty-two supervised tasks in one table, hence long: clusters, templates, scorers, no test passed by counting words
+"""Forty-two supervised tasks in one table, hence long: clusters, templates, scorers, none solved by a bag of words
 
-Labelled tasks over the tiny world. `task_rows` makes records (task, cluster, instruction, input, output, options) of
-one task; training and test rows never share an instance, a kept name or a kept template. Tagged sentences, SQuAD
-questions and labelled texts come in the public shapes, and `score` grades any answer by the metric of its task.
+Labelled tasks over the tiny world. `task_rows` makes the records of one task (task, cluster, instruction, input,
+output, options). Training and test records never share an instance, a kept name or a kept template. Tagged sentences,
+SQuAD questions and labelled texts come in the public formats. `score` grades any answer by the metric of its task.
 
 Docs: https://lmft-org.github.io/lmft/reference/tasks.html.md"""
 
@@ -23,11 +23,11 @@ from .documents import (adjectives, blame, doings, grammar, grammar_pair, moods,
 from .facts import answer, article, ask, dice, other_language, side, tell, translate, two_steps
 
 # %% ../../nbs/reference/tasks.ipynb #232e7fac
-Task = namedtuple('Task', 'name cluster metric options templates kept make')  # `kept`: a template for tests alone
+Task = namedtuple('Task', 'name cluster metric options templates kept make')  # `kept`: a template only for tests
 tasks = {}  # Name → `Task`
 
 def _task(cluster, templates, options=None, metric=None):
-    "Register a function that draws (input, output) or (input, output, key); the last template is kept for tests"
+    "Register a function that samples (input, output) or (input, output, key); the last template is kept for tests"
     def register(f):
         name,*ts = f.__name__.lstrip('_'),*(' '.join(t.split()) for t in templates.split('|'))
         how = metric or ('accuracy' if options else 'exact')
@@ -37,7 +37,7 @@ def _task(cluster, templates, options=None, metric=None):
 
 # %% ../../nbs/reference/tasks.ipynb #4ef4fcf6
 class Cast:
-    "Who and what an instance is about; tests draw a third of their names from those kept for tests"
+    "Names and things for an instance; in tests a third of the names are those kept for tests"
     def __init__(self, world, rng, split): self.world,self.rng,self.split,self.kinds = world,rng,split,world.kinds
 
     def _name(self, kind, kept):
@@ -55,7 +55,7 @@ class Cast:
     def pick(self, words, n=2): return self.rng.sample(words, n)
 
     def fact(self, *names, frequent=True):
-        "A present fact of one of the relations `names`, of a subject on the side of this split"
+        "A present fact of one of the relations `names`, with a subject on the side of this split"
         name = self.rng.choice(names)
         facts = _facts_of(self.world, name, frequent, self.split)
         return self.rng.choice(facts)
@@ -114,7 +114,7 @@ def _about_things(c):
 
 # %% ../../nbs/reference/tasks.ipynb #3675a5d2
 def _moves(c, n=3):
-    "A text of `n` moves and their triples (person, thing, place); no two share anything"
+    "A text of `n` moves and their triples (person, thing, place); no two triples share an element"
     triples = list(zip(c.people(n), c.pick(objects, n), c.pick(places, n)))
     verb = ['took', 'brought', 'carried']
     return ' '.join(f'{p} {c.rng.choice(verb)} the {o} to the {l}.' for p,o,l in triples),triples
@@ -200,7 +200,7 @@ _mentions = [m.strip() for m in _mentions.split('|')]
 _slots = dict(p='PER', c='LOC', o='ORG')
 
 def _mention(c, need=''):
-    "A sentence with names as (token, tag) pairs; `need` is the slot that it must have"
+    "A sentence with names, as (token, tag) pairs; it must contain the slot `need`"
     form = c.rng.choice([m for m in _mentions if '{'+need in m])
     words = dict(p=c.people()[0], c=c.city(), o=c.company(), j=c.one('job'), f=c.one('food'))
     tags = {k: 'B-'+t for k,t in _slots.items()}
@@ -241,7 +241,7 @@ def _phrase_to_other(c): s = _phrase(c); return s, translate(c.world, s)
 
 # %% ../../nbs/reference/tasks.ipynb #2b26e493
 def _report(c):
-    "Sentences of a small report, one of them important; and its parts"
+    "Sentences of a small report, one of them important, and the parts of that sentence"
     (p,q),f,city = c.people(2),c.one('food'),c.city()
     event = c.rng.choice(['opened a shop in', 'won the prize of', 'left', 'came back to'])+' '+city
     n,o,mood,place = c.one('animal'),c.rng.choice(objects),c.rng.choice(moods),c.rng.choice(places)
@@ -392,12 +392,12 @@ def _agree(c):
 def task_rows(
     world,            # World
     name:str,         # Name in `tasks`
-    n:int=200,        # Most rows; fewer if the task has no more
+    n:int=200,        # Maximum number of records; fewer if the task has no more
     split='train',    # 'train' or 'test'
     kept=False,       # Use the template that is kept for tests
-    seed:int=0,       # Another seed, other rows
+    seed:int=0,       # Seed of the sample
 ) -> list:            # Of dict: task, cluster, instruction, input, output, options, id
-    "Rows of one task; no instance stands on both sides, and only tests have kept templates and names"
+    "Records of one task; no instance is on both sides, and only tests have kept templates and names"
     if name not in tasks: raise LmftError(f"task '{name}' is unknown; use {', '.join(tasks)}")
     if kept and split!='test': raise LmftError('kept templates are for tests; use split test or kept=False')
     t,rows,tries = tasks[name],{},0
@@ -432,23 +432,23 @@ graders = dict(exact=lambda answer, gold: float(answer_words(answer)==answer_wor
 graders['accuracy'] = graders['exact']
 
 def score(
-    row:dict,      # With `task` and `output`, or `references` where several are right
-    response:str,  # What a model said
+    row:dict,      # Record with `task` and `output`, or with `references` if several answers are right
+    response:str,  # Response of a model
 ) -> float:
-    "From 0 to 1, by the metric of the row's task; the best of several references counts"
+    "Score from 0 to 1 by the metric of the record's task; with several references the best match counts"
     metric = graders[tasks[row['task']].metric] if row.get('task') in tasks else graders['exact']
     return max(metric(response, gold) for gold in row.get('references') or [row['output']])
 
 # %% ../../nbs/reference/tasks.ipynb #c67320ea
 def instruction_rows(
     world,                # World
-    n:int=50,             # Rows a task
+    n:int=50,             # Records per task
     split='train',        # 'train' or 'test'
     names=None,           # Tasks; default: all
     kept=False,           # Use kept templates
     seed:int=0,
-) -> list:                # As `task_rows`, shuffled
-    "Rows of many tasks, in a shuffled order"
+) -> list:                # As in `task_rows`, shuffled
+    "Records of many tasks, in a shuffled order"
     rows = [r for name in names or tasks for r in task_rows(world, name, n, split, kept, seed)]
     dice('order', world.seed, seed).shuffle(rows)
     return rows
@@ -456,11 +456,11 @@ def instruction_rows(
 # %% ../../nbs/reference/tasks.ipynb #8b7a9539
 def ner_rows(
     world,          # World
-    n:int=200,      # Sentences
-    split='train',  # A third of the names in 'test' are kept ones
+    n:int=200,      # Number of sentences
+    split='train',  # In 'test' a third of the names are kept ones
     seed:int=0,
 ) -> list:          # Of dict: tokens, tags
-    "Sentences with tags B-PER, B-LOC, B-ORG and O; no sentence on both sides"
+    "Sentences with tags B-PER, B-LOC, B-ORG and O; no sentence is on both sides"
     cast,rows = Cast(world, dice('ner', world.seed, split, seed), split),{}
     while len(rows)<n:
         pairs = _mention(cast)
@@ -471,12 +471,12 @@ def ner_rows(
 # %% ../../nbs/reference/tasks.ipynb #20595822
 def squad_rows(
     world,          # World
-    n:int=200,      # Questions
+    n:int=200,      # Number of questions
     split='train',
     seed:int=0,
-    fillers:int=2,  # Sentences in between; more make the context longer
+    fillers:int=2,  # Number of unrelated sentences; more make the context longer
 ) -> list:          # Of dict: id, title, context, question, answers
-    "Extractive questions; the answer stands once in the context, at `answer_start`"
+    "Extractive questions; the answer occurs once in the context, at `answer_start`"
     cast,rows,facts = Cast(world, dice('squad', world.seed, split, seed), split),{},world.now(frequent=True)
     while len(rows)<n:
         text,triples = _moves(cast)
@@ -500,7 +500,7 @@ def labelled_rows(
     split='train',
     seed:int=0,
 ) -> list:          # Of dict: text, label (an option)
-    "Rows of a classification task as text and label"
+    "Records of a classification task as text and label"
     if not tasks[name].options:
         raise LmftError(f"task '{name}' has no options; use {', '.join(k for k,t in tasks.items() if t.options)}")
     return [dict(text=r['input'], label=r['output']) for r in task_rows(world, name, n, split, seed=seed)]
@@ -509,11 +509,11 @@ def labelled_rows(
 def sni_task(
     world,       # World
     name:str,    # Name in `tasks`
-    n:int=100,   # Instances
+    n:int=100,   # Number of instances
     split='train',
     seed:int=0,
 ) -> dict:
-    "A task in the form of a Super-NaturalInstructions file (Wang et al., 2022)"
+    "A task in the format of a Super-NaturalInstructions file (Wang et al., 2022)"
     t,rows,shown = tasks[name],task_rows(world, name, n, split, seed=seed),task_rows(world, name, 2, seed=seed+1000)
     examples = [dict(input=r['input'], output=r['output'], explanation='') for r in shown]
     return {'Contributors': ['lmft'], 'Source': [f'lmft world, {name}'], 'Categories': [t.cluster],
