@@ -21,6 +21,7 @@ from pathlib import Path
 warnings.filterwarnings('ignore', category=FutureWarning, module=r'torch\.jit|transformers|peft')
 warnings.filterwarnings('ignore', message='Position ids are not supported', module='peft')
 os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
+os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')             # torch asks Linux for pages of 2 MB: fewer page faults on a CPU
 import torch
 from fastai.torch_core import set_seed
 from IPython.display import HTML, display

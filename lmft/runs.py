@@ -37,7 +37,7 @@ from .train.speed import checkpoint_blocks, compile_blocks
 from .train.validation import EarlyStopping, ValidateEvery
 from fastcore.foundation import L
 from fastcore.meta import delegates
-from huggingface_hub import ModelCardData
+from .models.hub import model_card
 from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from .stages.classification import chance_line, result_line
@@ -280,24 +280,13 @@ def run_training(
 # %% ../nbs/reference/runs.ipynb #60b24a4d
 def write_card(
     config,   # Of the run, as `run_config` gives it
-    metrics,  # Its figures
-    samples,  # Rows of `SampleText`
+    metrics,  # Its metrics
+    samples,  # Entries of `SampleText`
     path,     # File
 ):
     "The model card of a run"
-    def table(d): return '\n'.join(['| | |', '|---|---|', *(f'| {k} | {v} |' for k,v in d.items())])
-    base,adapter = config['model'],(path.parent/'adapter_config.json').exists()
-    on_hub = base not in ('tiny', 'small') and not base.startswith('pkg:') and not Path(base).exists()
-    data = ModelCardData(library_name='peft' if adapter else 'transformers', tags=['lmft', config['command']],
-                         base_model=base if on_hub else None)
-    options = {k: v for k,v in config.items() if v not in (None, [], False) and k not in ('versions', 'out')}
-    ends = [s for s in samples if s['step'] in (samples[0]['step'], samples[-1]['step'])]            # before and after
-    said = [f"- step {s['step']}: {s['prompt']!r} → {s['text']!r}" for s in ends]
-    parts = [f'---\n{data.to_yaml()}\n---', f"# {Path(config['out']).name}: lmft {config['command']}",
-             '## Figures', table({k: f'{v:.4g}' if isinstance(v, float) else v for k,v in metrics.items()}),
-             *(['## What it writes', '\n'.join(said)] if said else []),
-             '## How it was made', table(options), '## Versions', table(config['versions'])]
-    with atomic_write(path) as f: f.write('\n\n'.join(parts)+'\n')
+    adapter = (path.parent/'adapter_config.json').exists()
+    with atomic_write(path) as f: f.write(model_card(config, adapter, metrics, samples, config['versions']).content)
 
 # %% ../nbs/reference/runs.ipynb #09eadd4b
 def plot_loss(rows, path):

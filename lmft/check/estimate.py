@@ -277,7 +277,7 @@ for o in json.loads(sys.argv[1]):
 
 def measure(
     runs:list,         # Dicts of arguments of `estimate`; `steps` (3 if left out) are really taken
-    holes:bool=False,  # Let the C library keep freed blocks, as it does if it is not told otherwise (CPU)
+    holes:bool=False,  # Let the C library keep freed blocks, as it does by itself (CPU)
 ) -> list:             # For each peak (bytes) and seconds_per_step (the fastest)
     "Train for a few steps on random tokens with random weights, in fresh processes, and see what it takes"
     env = dict(os.environ) if holes else dict(os.environ, MALLOC_MMAP_THRESHOLD_=str(2**20))
@@ -336,9 +336,9 @@ def report(
     parts = {k: mib(found[k]) for k in ('weights', 'optimizer', 'activations', 'gradients') if k in found}
     units = dict(flops='{:.3g}', seconds_per_step='{:.3g}', seconds='{:.0f}')
     lines = [f'{k}: '+units.get(k, '{}').format(v) for k,v in found.items() if k!='peak' and k not in parts]
-    holes = '; a process on a CPU may hold more unless MALLOC_MMAP_THRESHOLD_=1048576 is set'
+    own = f'; Python and the libraries take about {mib(psutil.Process().memory_info().rss)} more'
     cpu = pick_device(str(settings.get('device', 'auto'))).type=='cpu'
-    lines += [f"peak_memory: {mib(found['peak'])} ({', '.join(f'{k} {v}' for k,v in parts.items())}{holes if cpu else ''})",
+    lines += [f"peak_memory: {mib(found['peak'])} ({', '.join(f'{k} {v}' for k,v in parts.items())}{own if cpu else ''})",
               f'memory_at_hand: {mib(limit)}']
     if found['peak']<=limit: return lines
     change,e = mend(limit, **settings) or ({}, None)

@@ -16,28 +16,37 @@ from tempfile import TemporaryDirectory
 
 from ..core import LmftError
 from .loading import save_model
-from .parts import base_of, count_params
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from peft import PeftModel
 
 # %% ../../nbs/reference/hub.ipynb #325b1a09
+def _table(d): return '\n'.join(['| | |', '|---|---|', *(f'| {k} | {f"{v:.4g}" if isinstance(v, float) else v} |' for k,v in d.items())])
+
+def _on_hub(name):
+    "Could this be a name on the hub? No size, file, folder or package"
+    return bool(name) and name not in ('tiny', 'small') and name.count('/')<2 and not name.startswith('pkg:') and not Path(name).exists() \
+        and not name.endswith('.gguf')
+
 def model_card(
-    model,         # 🤗 or peft model
-    metrics=None,  # Name → value, as measured
-    options=None,  # Options of the run, as `learn.options`
-    text:str='',   # What else the card shall say: the data, what the model is for, what it cannot do
+    options:dict,     # Of a run or of `learn.options`: stage or command, model, and what else is to be shown
+    adapter:bool,     # Is it an adapter, no whole model?
+    metrics=None,     # Name → value, as measured
+    samples=(),       # Dicts of step, prompt and text
+    versions=None,    # Library → version
+    text:str='',      # What else the card shall say: the data, what the model is for, what it cannot do
 ) -> ModelCard:
     "A model card with what lmft knows"
-    base,adapter,o = base_of(model),isinstance(model, PeftModel),options or {}
-    name = (o.get('model') or base.name_or_path or '').removeprefix('pkg:')
-    public = name if name.count('/')<2 and name not in ('tiny', 'small') and not Path(name).exists() and not name.endswith('.gguf') else None
-    data = ModelCardData(library_name='peft' if adapter else 'transformers', base_model=public or None, tags=['lmft', *filter(None, [o.get('stage')])])
-    n = count_params(model)['total_params']
-    lines = [text, f"{type(base).__name__} with {n:,} parameters{', an adapter on its base' if adapter else ''}, tuned with lmft."]
-    lines += ['## Measured on the validation data', '\n'.join(f'- {k}: {v:.4g}' for k,v in metrics.items())] if metrics else []
-    shown = {k: o[k] for k in ('stage', 'method', 'lr', 'bs', 'n_acc', 'seq_len', 'seed') if o.get(k) is not None}
-    lines += ['## Options', '\n'.join(f'- {k}: {v}' for k,v in shown.items())] if shown else []
-    return ModelCard(f'---\n{data.to_yaml()}\n---\n\n'+'\n\n'.join(filter(None, lines))+'\n')
+    base,what = str(options.get('model') or ''),options.get('command') or options.get('stage')
+    data = ModelCardData(library_name='peft' if adapter else 'transformers', tags=['lmft', *filter(None, [what])],
+                         base_model=base if _on_hub(base) else None)
+    name = Path(options['out']).name+': ' if options.get('out') else ''
+    ends = [s for s in samples if s['step'] in (samples[0]['step'], samples[-1]['step'])]            # before and after
+    answers = '\n'.join(f"- step {s['step']}: {s['prompt']!r} → {s['text']!r}" for s in ends)
+    shown = {k: v for k,v in options.items() if v not in (None, [], False) and k not in ('versions', 'out')}
+    parts = [('Metrics', metrics and _table(metrics)), ('What it writes', answers), ('How it was made', shown and _table(shown)),
+             ('Versions', versions and _table(versions))]
+    body = [f'# {name}lmft {what or "model"}', text, *(f'## {k}\n\n{v}' for k,v in parts if v)]
+    return ModelCard(f'---\n{data.to_yaml()}\n---\n\n'+'\n\n'.join(filter(None, body))+'\n')
 
 # %% ../../nbs/reference/hub.ipynb #460b6963
 def push_model(
@@ -56,7 +65,7 @@ def push_model(
     api = HfApi(endpoint, token)
     with TemporaryDirectory() as tmp:
         save_model(model, tok, folder := Path(tmp)/'model', dtype)
-        (card or model_card(model)).save(folder/'README.md')
+        (card or model_card({}, isinstance(model, PeftModel))).save(folder/'README.md')
         try:
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)

@@ -14,7 +14,7 @@ __all__ = ['check_fields', 'read_data', 'model_dir', 'open_model', 'prepare', 's
            'dpo_learner', 'load_reward', 'ppo_learner', 'load_learner']
 
 # %% ../../nbs/reference/builders.ipynb #d77bd732
-import hashlib, inspect, json, os, re
+import ctypes, hashlib, inspect, json, os, re
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -126,6 +126,11 @@ def read_data(
     return train, _in_memory(records(valid), stage, report, columns if not _is_paths(valid) else None)
 
 # %% ../../nbs/reference/builders.ipynb #317a76af
+def _return_memory():
+    "Let glibc give large freed blocks back at once; else holes between them stay with the process (Linux)"
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, 'mallopt') and 'MALLOC_MMAP_THRESHOLD_' not in os.environ: libc.mallopt(-3, 2**20)   # M_MMAP_THRESHOLD
+
 def model_dir(
     path,  # Folder of a run or of a model, hub name, file.gguf, or pkg:NAME
 ):
@@ -156,6 +161,7 @@ def open_model(
 ) -> tuple:       # (tok, model)
     "The tokenizer and the model that a stage starts from"
     o = o or {}
+    _return_memory()
     head = stage.head+'+nsp'*bool(o.get('nsp'))
     if isinstance(model, str) and model in sizes: return _new_model(model, stage, head, train, o)
     hf,path = (model, base_of(model).name_or_path) if isinstance(model, (PreTrainedModel, PeftModel)) else (None, model_dir(model))

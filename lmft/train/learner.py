@@ -36,6 +36,7 @@ from ..data.tokenizers import token_bytes
 from ..models.wrapper import HFModel
 from ..models.wrapper import require_packing
 from ..models.hub import model_card, push_model
+from peft import PeftModel
 from ..models.loading import save_model
 from .optim import adamw, layer_groups, lr_curve
 
@@ -241,7 +242,8 @@ def push_to_hub(self:LMLearner,
 ) -> str:         # Address of the repository
     "Upload the model, its tokenizer and a model card with the last metrics to the 🤗 hub"
     last = {k: v for k,v in zip(self.recorder.metric_names[1:], (self.recorder.values or [[]])[-1]) if isinstance(v, float)}
-    return push_model(self.hf, self.tok, repo_id, card=model_card(self.hf, last, getattr(self, 'options', None), text), **kwargs)
+    own = {k: v for k,v in getattr(self, 'options', {}).items() if k not in ('data', 'valid')}
+    return push_model(self.hf, self.tok, repo_id, card=model_card(own, isinstance(self.hf, PeftModel), last, text=text), **kwargs)
 
 @patch
 def export(self:LMLearner, *args, **kwargs):
