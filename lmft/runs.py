@@ -9,7 +9,7 @@ Docs: https://lmft-org.github.io/lmft/reference/runs.html.md"""
 
 # %% auto #0
 __all__ = ['free_folder', 'clear_folder', 'begin_folder', 'write_metrics', 'read_all', 'run_config', 'writing', 'stage_call',
-           'run_training', 'write_card', 'plot_loss', 'plot_bars']
+           'run_training', 'write_card', 'plot_loss', 'write_class_views', 'plot_bars']
 
 # %% ../nbs/reference/runs.ipynb #cdf3ce41
 import hashlib, json, platform
@@ -38,6 +38,8 @@ from .train.validation import EarlyStopping, ValidateEvery
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from .models.hub import model_card
+from .stages.classification import problem_type
+from .stages.interpretation import class_report, plot_calibration, plot_confusion_matrix, score_records, top_losses
 from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from .stages.classification import chance_line, result_line
@@ -150,6 +152,7 @@ def _leave(learn, o, out, config, metrics):
     samples = learn.sample_text.samples if hasattr(learn, 'sample_text') else []
     write_card(config, metrics, samples, out/'model'/'README.md')
     plot_loss(learn.step_log.rows, out/'loss.png')
+    if learn.stage.name=='classify' and not rank_distrib(): write_class_views(learn, out)
     return write_metrics(o, out, metrics, learn.report.bad)
 
 # %% ../nbs/reference/runs.ipynb #9f2ca525
@@ -299,6 +302,23 @@ def plot_loss(rows, path):
     ax.set(xlabel='tokens', ylabel='loss (nats)')
     ax.legend()
     with atomic_write(path, 'wb') as f: fig.savefig(f, format='png', dpi=100)
+
+# %% ../nbs/reference/runs.ipynb #b0ec7bcc
+def write_class_views(
+    learn,  # Learner of `classify_learner`
+    out,    # Folder
+):
+    "Classes, largest losses, confusion and calibration of the validation data, as files"
+    records = score_records(learn.hf, learn.tok, learn.held, learn.options['seq_len'])
+    write_jsonl([{k: v for k,v in r.items() if k!='probabilities'} for r in top_losses(records, 20)], out/'top_losses.jsonl')
+    if problem_type(learn.hf)=='regression': return
+    with atomic_write(out/'classes.csv') as f: class_report(records).to_csv(f, index_label='class')
+    if problem_type(learn.hf)!='single_label_classification': return
+    fig = Figure(figsize=(9, 4), layout='constrained')
+    left,right = fig.subplots(1, 2)
+    plot_confusion_matrix(records, ax=left)
+    plot_calibration(records, ax=right)
+    with atomic_write(out/'classes.png', 'wb') as f: fig.savefig(f, format='png', dpi=110)
 
 # %% ../nbs/reference/runs.ipynb #f037969a
 def plot_bars(table, columns, path):

@@ -74,3 +74,7 @@ def test_a_classifier_of_a_real_encoder(data, tmp_path):
     texts = [r['text'] for r in learn.held[:8]]
     said = pipeline('text-classification', str(tmp_path/'out'))(texts)
     assert [s['label'] for s in said]==[p['prediction'] for p in learn.predict(texts)]
+
+def test_the_estimate_of_a_real_model_holds():
+    job = dict(model=str(as_folder(chat_model)), method='lora', bs=4, seq_len=256, device='cpu', precision='fp32')
+    assert .85<estimate(**job)['peak']/measure([dict(job, steps=2)])[0]['peak']<1.15

@@ -511,6 +511,11 @@ def class_report(self:LMLearner):
     "Precision, recall and F1 of each class on the validation data"
     return views.class_report(self)
 
+@patch
+def plot_calibration(self:LMLearner, **kwargs):
+    "Share of the validation data that is right over the probability that was given"
+    return views.plot_calibration(self, **kwargs)
+
 # %% ../../nbs/reference/builders.ipynb #f9cb03ac
 def load_learner(
     folder,       # Folder of a run, a model or an adapter, or hub name
