@@ -48,7 +48,7 @@ Modules:
 - `lmft.runs`: A run and its folder, from the first check to the model card, hence long
 - `lmft.stages.bases`: Measure what a model knows of the tiny world, and get the two base models from which the later lessons start
 - `lmft.stages.builders`: From a file and a model to a learner in one call: `sft_learner` and eight more, hence long
-- `lmft.stages.classification`: A name, several names or a number for each text: how labels are read, what is learned from them, and how it is scored
+- `lmft.stages.classification`: A class, several classes or a number for each text: labels, losses, scores and chance in one place, hence long
 - `lmft.stages.defaults`: Every option of every stage, written once: builders and commands take their signatures from here
 - `lmft.stages.diagnosis`: Faults of a training run, found before it starts: the doctor for files and folders
 - `lmft.stages.extraction`: Labels on words and on spans: named entities, and answers that stand in a text or are written
