@@ -38,11 +38,10 @@ test: .venv/ready
 real: .venv/ready
 	$(BIN)/pip install -q --no-deps $(foreach p,$(real_packages),'$(p)')
 
-# Their tests, and the tutorials that use them; one of these needs LMFT_DATA
+# Their tests, and the tutorial that uses them
 test-real: real
 	OMP_NUM_THREADS=2 $(BIN)/pytest tests/test_real.py
 	$(BIN)/nbdev-test nbs/tutorials/chat_model.ipynb --flags real --do-print
-	$(if $(LMFT_DATA),$(BIN)/nbdev-test nbs/tutorials/classify_tag_answer.ipynb --flags real --do-print)
 
 # Ten killed runs of each kind instead of one
 test-slow: .venv/ready
