@@ -193,6 +193,7 @@ def _storage(model, dtype, path):
         say_once(f'{path}: saved in {str(came)[6:]}, as the checkpoint came; dtype fp32 keeps the weights as they were trained')
     return came
 
+# %% ../../nbs/reference/models.ipynb #48942a58
 def _marked(model, path):
     "The weights of a head that reads a pooled vector, under names that 🤗 alone does not take for its own"
     if not (how := getattr(model.config, 'lmft_pooling', None)): return {}

@@ -131,6 +131,7 @@ def _return_memory():
     libc = ctypes.CDLL(None)
     if hasattr(libc, 'mallopt') and 'MALLOC_MMAP_THRESHOLD_' not in os.environ: libc.mallopt(-3, 2**20)   # M_MMAP_THRESHOLD
 
+# %% ../../nbs/reference/builders.ipynb #4ab09795
 def model_dir(
     path,  # Folder of a run or of a model, hub name, file.gguf, or pkg:NAME
 ):
@@ -249,7 +250,7 @@ def prepare(
     own = {k: v for k,v in o.items() if k not in _shared and k not in ('arch', 'vocab_size', 'generative', 'chat_template')}
     made,(train,held) = isinstance(data, DataLoaders),(None, None)
     if not made: train,held = read_data(data, s, o['valid'], o['seed'], report, o['columns'])
-    if o.get('label_names'): train,held = (with_label_names(rs, o['label_names']) for rs in (train, held))
+    if o.get('label_names') and not made: train,held = (with_label_names(rs, o['label_names']) for rs in (train, held))
     known |= dict(skip=s.skip, method=o['method'], precision=precision, device=device, train=train, valid=held)
     set_seed(o['seed'])
     tok,hf = open_model(model, s, train, tok or (data.train.tok if made else None), o, **_four_bit(o, model, device, precision))
