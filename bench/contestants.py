@@ -41,7 +41,7 @@ def lmft_fit(model, dls, cbs=(), **fit):
     learn = lm_learner(dls, model, cbs=[log, *mixed_precision('fp32'), *cbs])
     learn.dls.loaders[1] = []                                 # no validation: the others have none
     with learn.no_bar(), learn.no_logging(): seconds = timed(lambda: learn.fit_cos(**fit))
-    return log.rows[-1]['tokens'], seconds
+    return log.history[-1]['tokens'], seconds
 
 def blocks(vocab, bs, seq_len, steps):
     "Random tokens as full rows"
@@ -66,7 +66,7 @@ def lmft_sft(folder, packed=False, by_length=True, all_logits=False):
     exs,_,_ = fit_length(sft_examples(read_records([folder/'instructions.jsonl']), tok), 512)
     dls = lm_dls(exs, exs[:1], tok, 512, bs=8, packed=packed)
     dls.train.by_length = by_length and dls.train.by_length
-    if all_logits: HFModel._logits = lambda self, b, keep: self.hf(**b).logits[keep]
+    if all_logits: HFModel._logits = lambda self, b, loss_mask: self.hf(**b).logits[loss_mask]
     return lambda: lmft_fit(llama(256, 4096), dls, n_epoch=1)
 
 def lmft_dpo(folder, method):

@@ -3,9 +3,9 @@
 Modules:
 
 - `lmft.all`: One name for the whole library, loaded when it is used
-- `lmft.check.doctor`: Twenty-two faults that train without an error, found before the first step, each with its own check, hence long
+- `lmft.check.doctor`: Twenty-one faults that train without an error, found before the first step, each with its own check, hence long
 - `lmft.check.estimate`: Parameters, peak memory and time of a run before it starts, from a dry run without numbers that counts all three at once, hence long
-- `lmft.cli`: `lmft pretrain`, `finetune`, `sft`, `chat`, …: thin doors to the library
+- `lmft.cli`: `lmft pretrain`, `finetune`, `sft`, `chat`, …: the commands, thin entry points to the library
 - `lmft.commands`: All commands of `lmft` as typed functions, for the shell and for Python, long since each option has its line
 - `lmft.core`: Sizes, seeds, devices, precision, errors that name the line, writes that cannot be half done, and the ledger of claims
 - `lmft.data.annotations`: Labels, tagged words, answers in a context, and tasks with references as records
@@ -30,7 +30,7 @@ Modules:
 - `lmft.evals.evaluation`: Scores on tasks that a model was not trained on: leaving out single tasks compared with leaving out whole clusters
 - `lmft.evals.folds`: A model for every cluster of tasks that is left out, and for every group of single tasks, each on equally much data
 - `lmft.evals.prompting`: Zero- and few-shot prompts, answers chosen by probability, and the effect of examples in a prompt
-- `lmft.evals.tasks`: Super-NaturalInstructions files as rows of tasks, split by hash, with the marks by which a row is known again
+- `lmft.evals.tasks`: Super-NaturalInstructions files as rows of tasks, split by hash, with the fingerprints by which a record is recognised
 - `lmft.generation`: Continue a text, answer a question, and compute how probable a given answer is
 - `lmft.models.adapters`: Small parts that tune a frozen model: LoRA, prefixes, soft prompts, bottlenecks in sequence and in parallel
 - `lmft.models.bottlenecks`: A kind of adapter that peft does not have: a narrow layer behind a module or beside it

@@ -1,7 +1,7 @@
-"""`lmft pretrain`, `finetune`, `sft`, `chat`, …: thin doors to the library
+"""`lmft pretrain`, `finetune`, `sft`, `chat`, …: the commands, thin entry points to the library
 
 The program `lmft`. Each command is a function; its types, defaults and comments become options, checks, help and shell
-completion (cyclopts does that). Every error leaves by one door: one line that says what would be right, exit code 2, and
+completion (cyclopts does that). Every error leaves in the same way: one line that says what would be right, exit code 2, and
 nothing is left behind. torch is loaded when a command begins, so help and mistakes are answered at once.
 
 Docs: https://lmft-org.github.io/lmft/reference/cli.html.md"""
@@ -95,7 +95,7 @@ def _from_file(app, called, arguments):
 
 # %% ../nbs/reference/cli.ipynb #38c3be40
 def _known(path, o, arguments):
-    "Refuse a file with something that is no option of the command"
+    "Reject a file with something that is no option of the command"
     names = {n.removeprefix('--') for a in arguments for n in a.names}
     for k in o:
         if k not in names and k not in _no_options: raise CycloptsError(f"{path}: '{k}' is no option of this command{near(k, names)}")
@@ -130,16 +130,16 @@ def main(
     "Run a command; exit code 0, 1 if the doctor found something, or 2 with one line on stderr"
     argv = [str(a) for a in (sys.argv[1:] if argv is None else argv)]
     try: return _run(argv)
-    except CycloptsError as e: return _refuse(_says(e, argv))
+    except CycloptsError as e: return _reject(_says(e, argv))
     except BrokenPipeError: return 0
     except KeyboardInterrupt as e: return _stopped(e, argv)
-    except lm.LmftError as e: return _refuse(e)
-    except OSError as e: return _refuse(f'{e.filename}: {e.strerror}' if e.filename else e)
+    except lm.LmftError as e: return _reject(e)
+    except OSError as e: return _reject(f'{e.filename}: {e.strerror}' if e.filename else e)
     except Exception as e:
         if os.environ.get('LMFT_TRACEBACK'): raise
-        return _refuse(f'a fault of lmft, {type(e).__name__}: {e}; LMFT_TRACEBACK=1 shows where, please report it')
+        return _reject(f'a fault of lmft, {type(e).__name__}: {e}; LMFT_TRACEBACK=1 shows where, please report it')
 
-def _refuse(e):
+def _reject(e):
     if int(os.environ.get('RANK', 0)): time.sleep(30)
     print('lmft:', ' '.join(str(e).split()), file=sys.stderr)
     return 2
@@ -169,7 +169,7 @@ def _run(argv):
         return 0
     if o.pop('print_config', False): return _print_config(name, o)
     found = commands[name](**o)
-    if isinstance(found, dict) and 'out' in o: print(_figures(name, found, o['out']))
+    if isinstance(found, dict) and 'out' in o: print(_metrics(name, found, o['out']))
     return int(name=='doctor' and bool(found))
 
 def _print_config(name, o):
@@ -181,7 +181,7 @@ def _print_config(name, o):
     return 0
 
 # %% ../nbs/reference/cli.ipynb #a068c7a9
-def _figures(name, metrics, out):
+def _metrics(name, metrics, out):
     "The last line of a command"
     shown = {k: v for k,v in metrics.items() if type(v) in (int, float) and not k.endswith(('_before', '_seconds', '_params', '_se'))}
     figures = [f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v:,}' for k,v in [*shown.items()][:5]]

@@ -42,9 +42,8 @@ def merge(
         raise lm.LmftError(f'{path}: holds no adapter, so there is nothing to merge')
     tok,net = lm.load_tokenizer(path),lm.load_model(path, lm.saved_head(path) or 'causal').to(device)
     lm.set_seed(o['seed'])
-    n,most = net.get_input_embeddings().weight.shape[0],lm.max_positions(net) or 66
     stored = lm.dtypes.get(dtype) or net.get_base_model().came_in
-    merged,metrics = lm.merge_adapter(net, lm.torch.randint(n, (8, min(64, most-2)), device=device), stored)
+    merged,metrics = lm.merge_adapter(net, dtype=stored)
     lm.clear_folder(out)
     lm.save_model(merged, tok, out/'model', dtype)
     with lm.atomic_write(out/'metrics.json') as f: json.dump(metrics, f, indent=1)
@@ -59,7 +58,7 @@ def _by_templates(o, bad):
         made = []
         for path,records in files.items():
             try: made += lm.from_templates(records, templates, o['held_out'], split, path, o['seed'], o['on_bad'], bad)
-            except lm.BadRecord as e: raise lm.BadRecord(e.why, path, record=e.record, mend=e.mend) from e
+            except lm.BadRecord as e: raise lm.BadRecord(e.why, path, record=e.record, hint=e.hint) from e
         return made
     held = {'held_out.jsonl': rows('test', [])} if o['held_out'] else {}
     return rows('train', bad), held, {}
@@ -164,12 +163,12 @@ def _that_fit(o, sides, tok, seq_len, bad):
 @delegates(_task_options)
 def evaluate_model(
     tasks:list[str],  # Super-NaturalInstructions task files or their folders
-    model:str,        # folder of a run or of a model, adapter folder, or hub name
+    model:str,        # folder of a run, model or adapter, hub name, file.gguf, or pkg:NAME
     out:str,          # folder that gets tasks.csv and metrics.json
-    shots:int=0,      # solved examples in the prompt
+    shots:int=0,      # few-shot demonstrations in the prompt
     **kwargs
 ) -> dict:            # mean, mean_se, tasks, rows, left_out_too_long
-    "Ask a model tasks, with solved examples in the prompt or without"
+    "Ask a model tasks, with few-shot demonstrations in the prompt or without"
     o = checked(evaluate_model, locals(), 'evaluate')
     device = lm.pick_device(o['device'])
     out = lm.free_folder(o)
@@ -178,7 +177,7 @@ def evaluate_model(
     seq_len = _room(o, net)
     lm.set_seed(o['seed'])
     test,long = _that_fit(o, [test], tok, seq_len, bad)
-    shown = lm.shown_examples(test, train, shots, tok, seq_len, o['chat'], o['seed'])
+    shown = lm.demonstrations(test, train, shots, tok, seq_len, o['chat'], o['seed'])
     table = lm.evaluate(net, tok, test, shown, o['chat'], o['max_new_tokens'], on_bad=o['on_bad'], bad=bad)
     lm.begin_folder(o, out, lm.run_config(dict(o, device=str(device))), bad)
     with lm.atomic_write(out/'tasks.csv') as f: f.write(table.to_csv(index=False))
@@ -190,7 +189,7 @@ def evaluate_model(
 @contextmanager
 def _folds_stay():
     "Whoever stops a run is told what is kept of it"
-    on = '--resume goes on after the folds that are finished'
+    on = '--resume continues after the folds that are finished'
     try: yield
     except KeyboardInterrupt as e:
         e.args = (f'{e}; {on}' if str(e) else f'stopped; {on}',)
@@ -210,16 +209,16 @@ def _fold_log(out, precision):
 @delegates(_task_options)
 def leave_clusters_out(
     tasks:list[str],     # Super-NaturalInstructions task files or their folders
-    model:str,           # folder of a run or of a model, adapter folder, or hub name
+    model:str,           # folder of a run, model or adapter, hub name, file.gguf, or pkg:NAME
     out:str,             # folder that gets loco.csv, loco.png, metrics.json and the finished folds
-    shots:int=2,         # solved examples in the prompts of the column few_shot
+    shots:int=2,         # few-shot demonstrations in the prompts of the column few_shot
     method:str='full',   # full, head, last:N, lora[:R], prefix[:N], prompt[:N], seq_adapter[:R] or par_adapter[:R]
     max_steps:int=200,   # optimiser steps of a fold
     rows:int=200,        # maximum records of a task to train on
     bs:int=16,           # records of a step
     lr:float=None,       # highest learning rate (default: by size and method)
     precision:PrecisionName='auto',  # of the matrix products
-    resume:bool=False,   # go on with a run that was interrupted, after its finished folds
+    resume:bool=False,   # continue a run that was interrupted, after its finished folds
     **kwargs
 ) -> dict:               # base_mean, few_shot_mean, loto_mean, loco_mean, all_mean
     "Leave one cluster of tasks out, and one task of each cluster, and score what was left out"
@@ -232,7 +231,7 @@ def leave_clusters_out(
     seq_len = _room(o, net)
     train,test,long = _that_fit(o, [train, test], tok, seq_len, bad)
     lm.fold_rows(lm.make_folds(train, o['seed']), train, test)       # what cannot be done is said before the first fold
-    lm.shown_examples(test, train, shots, tok, seq_len, o['chat'], o['seed'])
+    lm.demonstrations(test, train, shots, tok, seq_len, o['chat'], o['seed'])
     lm.trainable(net, method)
     with lm.writing(out): lm.begin_folder(o, out, lm.run_config(dict(o, device=str(device), precision=precision, lr=lr)), bad)
     if resume and (out/'metrics.json').exists(): return json.loads((out/'metrics.json').read_text())
@@ -259,7 +258,7 @@ def _log_of_finished(out):
 @delegates(run_options)
 def collect_rankings(
     prompts:list[str],      # files, folders or hf:NAME[:SPLIT] of records that have a prompt
-    model:str,              # folder of a run or of a model, adapter folder, or hub name
+    model:str,              # folder of a run, model or adapter, hub name, file.gguf, or pkg:NAME
     out:str,                # folder that gets answers.jsonl, rankings.jsonl and metrics.json
     n:int=4,                # answers to each prompt
     by:str='gold',          # human, gold (the labeller of the tiny world, seed 0), or a file of rankings
@@ -321,7 +320,7 @@ def print_findings(
 
 # %% ../nbs/reference/commands.ipynb #b7f126ba
 def print_estimate(
-    model:str,              # tiny, small, folder of a run or of a model, adapter folder, or hub name
+    model:str,              # tiny, small, folder of a run, model or adapter, hub name, file.gguf, or pkg:NAME
     stage:Literal['clm', 'mlm', 'classify', 'ner', 'qa', 'sft']=None,  # what it is trained for (default: clm, or mlm of a masked model)
     method:str=None,        # full, head, last:N, gradual, lora[:R], prefix[:N], … (default: by stage)
     bs:int=None,            # sequences of a batch (default: by stage)
@@ -366,7 +365,7 @@ def tour_in_folder(
     size:Literal['smoke', 'cpu', 'gpu']='cpu',  # smoke touches everything and learns nothing
     overwrite:bool=False,  # replace an earlier tour in --out
     seed:int=0,            # seed of text, weights and samples
-) -> dict:                 # The figures of all stages
+) -> dict:                 # The metrics of all stages
     "Go the whole way on the tiny world, and leave report.html and metrics.json"
     o = checked(tour_in_folder, locals(), 'tour')
     folder = lm.free_folder(o)
@@ -376,7 +375,7 @@ def tour_in_folder(
 # %% ../nbs/reference/commands.ipynb #bfccf855
 @delegates(sampling_options)
 def predict_file(
-    model:str,              # folder of a run or of a model, adapter folder, or hub name
+    model:str,              # folder of a run, model or adapter, hub name, file.gguf, or pkg:NAME
     data:str,               # file of texts, questions, prompts or labelled records
     out:str,                # file that gets the records with their predictions: .csv from a .csv, else .jsonl
     task:Literal['classify', 'ner', 'qa', 'generate']=None,  # what the model does (default: what it was made for)
@@ -425,7 +424,7 @@ def _say(pieces):
 # %% ../nbs/reference/commands.ipynb #2364d4b2
 @delegates(sampling_options)
 def generate_text(
-    model:str,       # folder of a run or of a model, adapter folder, or hub name
+    model:str,       # folder of a run, model or adapter, hub name, file.gguf, or pkg:NAME
     prompt:str='-',  # the text; - reads it from standard input
     **kwargs
 ) -> str:            # Prompt and continuation
@@ -441,7 +440,7 @@ def generate_text(
 # %% ../nbs/reference/commands.ipynb #e4cce931
 @delegates(sampling_options)
 def chat_in_terminal(
-    model:str,       # folder of a run or of a model, adapter folder, or hub name
+    model:str,       # folder of a run, model or adapter, hub name, file.gguf, or pkg:NAME
     prompt:str='-',  # the message; - reads it from standard input, or begins a conversation in a terminal
     **kwargs
 ) -> str:            # The answer; None after a conversation

@@ -57,20 +57,20 @@ class LmftError(Exception):
 
 # %% ../nbs/reference/core.ipynb #8770c8b8
 class BadRecord(LmftError):
-    "One record that cannot be used: where it stands, what is wrong with it, how to mend it"
+    "One record that cannot be used: where it stands, what is wrong with it, how to fix it"
     def __init__(self,
         why:str,            # What is wrong
         path=None,          # File that holds the record
         line:int=None,      # Line in the file, from 1
         record:int=None,    # Number of the record, from 1, where lines mean nothing
         field:str=None,     # Field of the record
-        mend:str=None,      # What would be right
+        hint:str=None,      # What would be right
     ):
         why,field = _printable(why),field and _printable(field)
-        self.why,self.path,self.line,self.record,self.field,self.mend = why,path,line,record,field,mend
+        self.why,self.path,self.line,self.record,self.field,self.hint = why,path,line,record,field,hint
         where = ', '.join(filter(None, [f'{path or ""}{f":{line}" if line else ""}', record and f'record {record}']))
         what = ': '.join(filter(None, [where, field and f"field '{field}'", why]))
-        super().__init__(f'{what}; {mend}' if mend else what)
+        super().__init__(f'{what}; {hint}' if hint else what)
 
     def as_dict(self):
         "The parts that are known, as JSON can hold them"
@@ -88,6 +88,11 @@ def say_once(
     print('lmft:', line, file=sys.stderr)
 
 # %% ../nbs/reference/core.ipynb #ffede5dd
+def _readable(path):
+    "Give a file the rights that a new file gets: safetensors makes files that only their owner can read"
+    os.umask(mask := os.umask(0))
+    path.chmod(path.stat().st_mode | 0o666 & ~mask)
+
 @contextmanager
 def atomic_path(
     path,  # File or folder that will exist when the block ends well
@@ -98,6 +103,7 @@ def atomic_path(
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         yield tmp
+        for f in tmp.rglob('*.safetensors'): _readable(f)
         if tmp.is_dir() and path.exists(): remove(path)
         os.replace(tmp, path)
     finally: remove(tmp)
@@ -161,7 +167,7 @@ def pick_precision(
     name:str,              # 'auto', 'fp32', 'bf16' or 'fp16'
     device:torch.device,   # Where the model runs
 ) -> str:
-    "The precision of the matrix products on `device`: refuses what cannot work, warns of what would be slow"
+    "The precision of the matrix products on `device`: rejects what cannot work, warns of what would be slow"
     if name not in ('auto', *dtypes): raise LmftError(f"precision '{name}' is unknown; use auto, fp32, bf16 or fp16")
     on_gpu = device.type=='cuda'
     if name=='auto': return 'fp32' if not on_gpu else 'bf16' if torch.cuda.is_bf16_supported(False) else 'fp16'

@@ -140,7 +140,7 @@ def _encoded(prompts, model, tok):
     "Token ids of prompts; rejects an empty prompt, and tokens for which the model has no embedding"
     rows,n = [encode_prompt(p, tok) for p in prompts],base_of(model).get_input_embeddings().weight.shape[0]
     for i,ids in enumerate(rows):
-        if not ids: raise LmftError(f'prompt {i+1} is empty, so there is nothing to go on with; give it a word')
+        if not ids: raise LmftError(f'prompt {i+1} is empty, so there is nothing to continue; give it a word')
         if max(ids)>=n: raise LmftError(f'prompt {i+1} has the token {tok.convert_ids_to_tokens(max(ids))!r} with id '
             f'{max(ids)}, but the embedding has {n} vectors; take the tokenizer of this model, or resize its embedding')
     return rows
@@ -250,7 +250,7 @@ def token_logps(
             inputs,targets = make_batch([[exs[i]] for i in idxs], tok.pad_token_id, packed=False, left=left)
             inputs = {k: v.to(model.device) for k,v in inputs.items()}
             logps = -F.cross_entropy(wrapped(inputs), targets.to(model.device), reduction='none').cpu()
-            for i,v in zip(idxs, logps.split(inputs['keep'].sum(1).tolist())): out[i] = v
+            for i,v in zip(idxs, logps.split(inputs['loss_mask'].sum(1).tolist())): out[i] = v
     return out
 
 def seq_logps(model, tok, prompts, answers, **kwargs) -> torch.Tensor:

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 
-from .check.estimate import as_options, estimate, mend
+from .check.estimate import as_options, estimate, suggest
 from .core import LmftError, remove, say_once, atomic_write, write_jsonl
 from .data.loaders import clm_dls
 from .data.files import fingerprint
@@ -32,6 +32,7 @@ from .stages.table import piece_bos, stages
 from .train.callbacks import JsonLines, SampleText, StepLog, WandbLog, finite
 from .train.checkpoints import Checkpoint, KeepBest
 from .train.guards import guarded
+from .train.learner import few_steps_line
 from .train.processes import in_turn, rank_distrib
 from .train.speed import checkpoint_blocks, compile_blocks
 from .train.validation import EarlyStopping, ValidateEvery
@@ -51,13 +52,13 @@ _files = ('metrics.json', 'log.jsonl', 'config.json', 'loss.png', 'bad_records.j
           'rankings.jsonl', 'rounds.jsonl', 'checkpoints')
 
 def free_folder(o):
-    "The folder of a run, if it is free, may be overwritten, or holds a run to go on with; nothing is changed yet"
+    "The folder of a run, if it is free, may be overwritten, or holds a run to continue; nothing is changed yet"
     out,resume = Path(o['out']),o.get('resume')
-    if resume and o['overwrite']: raise LmftError('--resume goes on with a run, --overwrite replaces it; give one of them')
+    if resume and o['overwrite']: raise LmftError('--resume continues a run, --overwrite replaces it; give one of them')
     for p in (out, *out.parents):
         if p.is_file(): raise LmftError(f'{p}: is a file; --out must be a folder')
     if not out.is_dir() or not any(out.iterdir()) or o['overwrite']: return out
-    if not resume: raise LmftError(f'{out}: the folder is not empty; take another one, go on with the run in it with '
+    if not resume: raise LmftError(f'{out}: the folder is not empty; take another one, continue the run in it with '
                                    '--resume, or replace it with --overwrite')
     if not (out/'config.json').exists(): raise LmftError(f'{out}: holds no run that could go on; take another folder')
     try: found = json.loads((out/'config.json').read_text()).get('command')
@@ -76,7 +77,7 @@ def clear_folder(out):
 _free_to_change = 'out', 'overwrite', 'resume', 'save_every', 'log', 'gradient_checkpointing'
 
 def _same_run(old, new):
-    "Refuse to go on with other options, data or versions"
+    "Reject other options, data or versions"
     def flat(d, at=''):
         for k,v in d.items():
             if isinstance(v, dict): yield from flat(v, f'{k} of ')
@@ -86,7 +87,7 @@ def _same_run(old, new):
     for k in odd[:1]: raise LmftError(f'--resume: this is another run: {k} was {old.get(k)}, and now is {new.get(k)}')
 
 def begin_folder(o, out, config, bad=()):
-    "Clear the folder and leave there what is known before the work; or see that the run to go on with is the same"
+    "Clear the folder and leave there what is known before the work; or see that the run to continue is the same"
     path = out/'config.json'
     if o.get('resume') and path.exists():
         _same_run(json.loads(path.read_text()), config)
@@ -98,7 +99,7 @@ def begin_folder(o, out, config, bad=()):
     if bad: write_jsonl([b.as_dict() for b in bad], out/'bad_records.jsonl')
 
 def write_metrics(o, out, metrics, bad=()):
-    "The figures of a run, its last file, with null for what cannot be known; returns them"
+    "The metrics of a run, its last file, with null for what cannot be known; returns them"
     metrics = finite(metrics)
     if o['on_bad']=='skip': metrics['bad_records'] = len(bad)
     with atomic_write(out/'metrics.json') as f: json.dump(metrics, f, indent=1)
@@ -151,7 +152,7 @@ def _leave(learn, o, out, config, metrics):
     learn.save(out/'model', dtype=o['dtype'])
     samples = learn.sample_text.samples if hasattr(learn, 'sample_text') else []
     write_card(config, metrics, samples, out/'model'/'README.md')
-    plot_loss(learn.step_log.rows, out/'loss.png')
+    plot_loss(learn.step_log.history, out/'loss.png')
     if learn.stage.name=='classify' and not rank_distrib(): write_class_views(learn, out)
     return write_metrics(o, out, metrics, learn.report.bad)
 
@@ -165,7 +166,7 @@ def _less_memory(o):
     if o['stage']=='mlm': kw = dict(arch='bert') | kw
     try:
         now = estimate(**kw)
-        change,less = mend(now['peak']-1, **kw)
+        change,less = suggest(now['peak']-1, **kw)
     except (LmftError, RuntimeError, MemoryError, TypeError): return None
     how = as_options(change)
     return f"by estimate it takes {now['peak']/2**30:.2f} GiB, and with {how} {less['peak']/2**30:.2f} GiB"
@@ -178,13 +179,13 @@ def writing(
     "A disk that is full, or a folder that cannot be written, in one line"
     try: yield
     except (OSError, SafetensorError) as e:
-        raise LmftError(f'{out}: cannot be written ({e}); make room and go on with --resume') from e
+        raise LmftError(f'{out}: cannot be written ({e}); make room and continue with --resume') from e
 
 # %% ../nbs/reference/runs.ipynb #144d4ede
-def _last_figures(learn, o, names, metrics):
+def _last_metrics(learn, o, names, metrics):
     "Metrics of the weights that remain, of the training, and sizes"
-    log,last = learn.step_log,learn.step_log.rows[-1]
-    validated = [r for r in log.rows if 'valid_loss' in r]
+    log,last = learn.step_log,learn.step_log.history[-1]
+    validated = [r for r in log.history if 'valid_loss' in r]
     row = min(validated, key=lambda r: r['valid_loss']) if o['keep_best'] else validated[-1] if validated else last
     return dict({k: row[k.replace('valid_bpb', 'bpb')] for k in names}, **metrics, train_loss=last['loss'],
                 steps=last['step'], tokens=last['tokens'], tokens_per_s=last['tokens']/log.seconds,
@@ -265,15 +266,16 @@ def run_training(
     per_epoch = len(learn.dls.train)
     epochs = o['epochs'] or learn.stage.defaults.epochs
     steps = o['max_steps']*(per_epoch if rounds else 1) if o['max_steps'] else per_epoch*epochs
+    if not (o['max_steps'] or rounds) and (line := few_steps_line(o['method'], steps)): say_once(line)
     with writing(out): tracks,watch = _watchers(learn, o, out, config, steps, _prompts(learn))
     learn.add_cbs(watch)
     names = ['valid_loss', *('valid_bpb' if m.name=='bpb' else m.name for m in learn.metrics)] if not rounds else []
     with writing(out), guarded(learn, less):
         metrics = _fit(learn, o, out, names, steps, keep_dl)
         metrics |= learn.stage.final(learn, learn.held) if learn.stage.final else {}
-        metrics = _last_figures(learn, o, names, metrics) | learn.report.counts
+        metrics = _last_metrics(learn, o, names, metrics) | learn.report.counts
         if rank_distrib(): return metrics                                                        # one writes for all
-        if rounds: write_jsonl(learn.rollouts.rows, out/'rounds.jsonl')
+        if rounds: write_jsonl(learn.rollouts.history, out/'rounds.jsonl')
         metrics = _leave(learn, o, out, config, metrics)
     _say_chance(learn, metrics)
     remove(out/'checkpoints')

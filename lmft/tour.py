@@ -45,7 +45,7 @@ from .data.messages import as_asked
 from .stages.preferences import dpo_from_dls, reward_from_dls, reward_scores
 from .stages.pairs import dpo_dls, reward_dls
 from .stages.rankings import rank_by, rankings_to_pairs, split_by_prompt, win_rate
-from .stages.bases import pretrain_base, recall
+from .stages.bases import pretrain_base, fact_recall
 from .stages.rankings import collect
 from .evals.prompting import draw_examples, few_shot, respond
 from .stages.ppo import ppo_from_prompts, scaled_reward
@@ -136,26 +136,26 @@ def _pretraining(t):
     t.base,t.tok,log,meter = _pretrain(t, 'causal')
     t.device = t.base.device
     t.toks = dict(causal=t.tok)
-    last = log.rows[-1]
+    last = log.history[-1]
     t.metrics |= dict(pretrain_loss=last['valid_loss'], pretrain_bpb=last['bpb'], pretrain_tokens=last['tokens'],
-                      facts=len(t.world.now(frequent=True)), recall=meter.rows[-1]['recall'],
+                      facts=len(t.world.now(frequent=True)), recall=meter.history[-1]['recall'],
                       total_params=count_params(t.base)['total_params'])
     t.page.add('Pretraining', f"A model of {t.metrics['total_params']:,} random weights reads "
                f"{t.metrics['pretrain_tokens']:,} tokens about the tiny world and learns to predict the next one.",
-               _curve(log.rows, ['loss', 'valid_loss']),
+               _curve(log.history, ['loss', 'valid_loss']),
                f"Then it completes {t.metrics['recall']:.0%} of sentences about {t.metrics['facts']} facts rightly.",
-               _curve(meter.rows, ['recall']))
+               _curve(meter.history, ['recall']))
 
 # %% ../nbs/reference/tour.ipynb #93fcfd83
 @tour_stage
 def _masked_pretraining(t):
     _,t.toks['masked'],log,meter = _pretrain(t, 'masked')
-    last = log.rows[-1]
+    last = log.history[-1]
     t.metrics |= dict(masked_loss=last['valid_loss'], masked_accuracy=last['masked_accuracy'],
-                      masked_tokens=last['tokens'], masked_recall=meter.rows[-1]['recall'])
+                      masked_tokens=last['tokens'], masked_recall=meter.history[-1]['recall'])
     t.page.add('Pretraining on hidden words', f"Another model reads {last['tokens']:,} tokens of which some words are "
                f"hidden, and finds {last['masked_accuracy']:.0%} of the hidden ones in new text.",
-               _curve(log.rows, ['loss', 'valid_loss']))
+               _curve(log.history, ['loss', 'valid_loss']))
 
 # %% ../nbs/reference/tour.ipynb #8c4d869c
 @tour_stage
@@ -179,9 +179,9 @@ def _tuning(t):
         log = StepLog(5)
         model,tok = t.fresh()
         model = t.tuned[method] = tune_on(model, tok, rows, method, t.steps, [log]).model.hf
-        after,kept = answers(model, tok, new),recall(model, tok, t.known)
+        after,kept = answers(model, tok, new),fact_recall(model, tok, t.known)
         said[method] = after['answer']
-        curves += [{'step': r['step'], method: r['loss']} for r in log.rows]
+        curves += [{'step': r['step'], method: r['loss']} for r in log.history]
         figures = {'trainable_params': count_params(model)['trainable_params'], 'answers': after['right'].mean(),
                    'recall': sum(kept)/len(kept)}
         t.metrics |= {f'{method}_{k}': v for k,v in figures.items()}
@@ -210,7 +210,7 @@ def _classifying(t):
               'TF-IDF and logistic regression': words.score(x, y)}
     t.metrics['sentiment_baseline'] = words.score(x, y)
     for method in ('head', 'full'):
-        model,tok = t.fresh(head='rows', **label_config(labels))
+        model,tok = t.fresh(head='sequence_classification', **label_config(labels))
         learn = tune_learner(classify_dls(train, test, tok, model, bs=32), model, method)
         learn.fit_cos(steps=t.steps)
         said = predict_labels(learn.hf, tok, x)
@@ -225,7 +225,7 @@ def _entities(t):
     sentences,true = [r['tokens'] for r in test],[r['tags'] for r in test]
     rows = {'list of names': entity_f1(gazetteer(train, sentences), true)}
     for kind in ('causal', 'masked'):
-        model,tok = t.fresh(kind, 'tokens', **label_config(tags_of(train)))
+        model,tok = t.fresh(kind, 'token_classification', **label_config(tags_of(train)))
         learn = tune_learner(ner_dls(rename_entities(train), test, tok, model, seq_len=64, bs=16), model)
         learn.fit_cos(steps=t.steps)
         f1 = t.metrics[f'entity_f1_{kind}'] = entity_f1(predict_tags(model, tok, sentences), true)
@@ -239,7 +239,7 @@ def _entities(t):
 @tour_stage
 def _reading(t):
     train,test = squad_rows(t.world, 800),squad_rows(t.world, 100, split='test')
-    model,tok = t.fresh(head='spans')
+    model,tok = t.fresh(head='question_answering')
     tune_learner(qa_dls(train, test, tok, model, seq_len=96, stride=32, bs=16), model, lr=1e-3).fit_cos(steps=t.steps)
     pointed = answer_questions(model, tok, test)
     model,tok = t.fresh()
@@ -263,7 +263,7 @@ def _prompting(t):
         rows.append(dict(examples=k, right=sum(map(score, test, said))/len(test)))
         t.metrics[f'prompt_{k}_shots'] = rows[-1]['right']
     t.page.add('Prompting without training', 'The same question put to the base model as text, with none and with four '
-               'solved examples; .5 would be guessing:', few_shot(test[0], shown[0]), pd.DataFrame(rows))
+               'few-shot demonstrations; .5 would be guessing:', few_shot(test[0], shown[0]), pd.DataFrame(rows))
 
 # %% ../nbs/reference/tour.ipynb #880baf24
 @tour_stage
@@ -343,7 +343,7 @@ def _rewarding(t):
     ranked = rank_by(drawn, t.gold.rank)
     t.pairs = rankings_to_pairs(ranked)
     t.asks = asks
-    model,tok = t.fresh('chat', 'rows', num_labels=1)
+    model,tok = t.fresh('chat', 'sequence_classification', num_labels=1)
     learn = reward_from_dls(reward_dls(*split_by_prompt(t.pairs, .1), tok, 96, bs=16), model, lr=3e-4)
     learn.fit_cos(1)
     t.rewarder = learn.hf
@@ -376,7 +376,7 @@ def _reinforcing(t):
     learn = ppo_from_prompts(model, tok, t.asks, reward, n=min(64, t.prompts), seed=t.seed)
     learn.fit_cos(t.rounds)
     t.said['ppo'] = _judged(t, learn.hf, tok, 'ppo')
-    rows = learn.rollouts.rows
+    rows = learn.rollouts.history
     t.metrics |= dict(ppo_reward_before=rows[0]['reward'], ppo_reward_after=rows[-1]['reward'], ppo_kl=rows[-1]['kl'])
     t.page.add('Reinforcement learning', f'PPO with LoRA, {t.rounds} rounds of {learn.rollouts.n} prompts; '
               ' reward in standard deviations of the first answers, KL in nats:',

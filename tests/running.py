@@ -6,7 +6,7 @@ from lmft.cli import main
 from lmft.core import said
 
 def run(*argv, code=0):
-    "stdout of a command; the one line on stderr, besides notes on the data, if it is to be refused"
+    "stdout of a command; the one line on stderr, besides notes on the data, if it is to be rejected"
     out,err = io.StringIO(),io.StringIO()
     with redirect_stdout(out), redirect_stderr(err): got = main([str(a) for a in argv])
     assert got==code, err.getvalue()

@@ -17,7 +17,7 @@ _control = re.compile(r'<[|｜][^<>\s\']{1,40}?[|｜]>|<(?:bos|start_of_turn|end
 
 @lru_cache
 def tokenizer_for(name):
-    "A small tokenizer with the control tokens of a template; it puts no begin token by itself"
+    "A small tokenizer with the special tokens of a template; it puts no BOS token by itself"
     tok = train_tokenizer(['Where is the cat? It sits here. user assistant system\n\nYou are kind. {"name": "look_up"} thinking of it.']*3, 400)
     bos,eos = next((v for k,v in dict(deepseek=('<｜begin▁of▁sentence｜>', '<｜end▁of▁sentence｜>'), llava=('<s>', '</s>'), llama=('<|begin_of_text|>', '<|eot_id|>'),
                                       qwen=('', '<|im_end|>')).items() if k in name), ('<bos>', '<|endoftext|>'))

@@ -1,8 +1,8 @@
-"Every adapter on every shape: what it changes, what it keeps, what it refuses"
+"Every adapter on every shape: what it changes, what it keeps, what it rejects"
 import pytest, torch
 
 import lmft.models.adapters                                                           # registers the methods
-from lmft.models.several import blend, disabled, load_beside, switch
+from lmft.models.several import add_weighted_adapter, disabled, load_beside, set_adapter
 from lmft.data.loaders import lm_dls, make_batch
 from lmft.data.examples import text_example
 from lmft.data.tokenizers import train_tokenizer
@@ -20,13 +20,13 @@ texts = ['The cat sat on the mat.', 'The dog wagged its tail.', 'The dog sat.', 
 tok = train_tokenizer(texts*3, 400)
 methods = 'lora:4', 'seq_adapter:4', 'par_adapter:4', 'prefix:4', 'prompt:4'
 causal = ('llama', 'causal'), ('gpt2', 'causal'), ('qwen3', 'causal')
-labelled = [(a, h) for a in ('llama', 'gpt2', 'bert') for h in ('rows', 'tokens')]
+labelled = [(a, h) for a in ('llama', 'gpt2', 'bert') for h in ('sequence_classification', 'token_classification')]
 shapes = [*causal, ('bert', 'masked'), *labelled]
 each_shape = pytest.mark.parametrize('arch,head', shapes, ids=list(map('-'.join, shapes)))
 each_causal = pytest.mark.parametrize('arch,head', causal, ids=list(map('-'.join, causal)))
 each_method = pytest.mark.parametrize('method', methods)
 
-def settings(head): return dict(num_labels=3) if head in ('rows', 'tokens') else {}
+def settings(head): return dict(num_labels=3) if head in ('sequence_classification', 'token_classification') else {}
 
 @pytest.fixture(scope='session')
 def bases(tmp_path_factory):
@@ -45,8 +45,8 @@ def fresh(bases, arch, head):
 
 def batch(arch, head):
     exs = [text_example(dict(text=t), tok) for t in texts]
-    if head=='tokens': exs = [dict(e, labels=e['input_ids']%3) for e in exs]
-    if head=='rows':
+    if head=='token_classification': exs = [dict(e, labels=e['input_ids']%3) for e in exs]
+    if head=='sequence_classification':
         for i,e in enumerate(exs):
             e['labels'] = torch.full_like(e['input_ids'], -100)
             e['labels'][0 if arch=='bert' else -1] = i%3
@@ -116,7 +116,7 @@ def test_generation_and_scores(bases, arch, head, method):
 @pytest.mark.parametrize('method', ['prefix:4', 'prompt:4'])
 def test_soft_prompts_are_not_packed(bases, arch, head, method):
     model = trainable(fresh(bases, arch, head), method)
-    assert any(f.check=='packing' and f.fault for f in examine(model=model, packed=True)) or head=='rows'
+    assert any(f.check=='packing' and f.fault for f in examine(model=model, packed=True)) or head=='sequence_classification'
     exs = [text_example(dict(text=t), tok) for t in texts]
     with pytest.raises(LmftError, match='packed=False'): lm_learner(lm_dls(exs, exs, tok, 32), model)
 
@@ -134,18 +134,18 @@ def test_switch(bases, tmp_path, arch, head, method):
     model = load_model(tmp_path/'a').eval()
     load_beside(model, tmp_path/'b', 'b')
     for name in ('default', 'b', 'default'):
-        switch(model, name)
+        set_adapter(model, name)
         assert torch.equal(HFModel(model)(inputs), outs[dict(default='a').get(name, name)])
         assert not count_params(model)['trainable_params']
-    with pytest.raises(LmftError, match='no adapter'): switch(model, 'c')
+    with pytest.raises(LmftError, match='no adapter'): set_adapter(model, 'c')
     more = load_model(tmp_path/'a', train_adapter=True)
     own = count_params(more)['trainable_params']
     load_beside(more, tmp_path/'b', 'b')
     assert count_params(more)['trainable_params'] == own
-    switch(more, 'b')
+    set_adapter(more, 'b')
     assert count_params(more)['trainable_params'] == own
     if method!='lora:4':
-        with pytest.raises(LmftError, match='cannot be added'): blend(model, dict(default=1., b=1.))
+        with pytest.raises(LmftError, match='cannot be added'): add_weighted_adapter(model, dict(default=1., b=1.))
         with pytest.raises(LmftError, match='cannot be merged'): merge_adapter(model, inputs['input_ids'])
 
 @each_causal

@@ -64,7 +64,7 @@ archs = dict(
     falcon_h1=('falcon_h1', dict(gqa, head_dim=12, mamba_d_ssm=96, **ssm), qkvo, 'final_layernorm', False),
     bamba=('bamba', dict(gqa, attn_layer_indices=[1], **ssm), qkvo, 'final_layernorm', False))
 hows = 'full', 'last:1', 'head', 'lora:2', 'seq_adapter:4', 'par_adapter:4', 'prefix:3', 'prompt:3'
-stage_heads = dict(text='causal', masked='masked', classes='rows', entities='tokens', answers='spans')
+stage_heads = dict(text='causal', masked='masked', classes='sequence_classification', entities='token_classification', answers='question_answering')
 
 def base_model(name):
     "A tiny model of random weights that are large enough for masks, positions and windows to show"
@@ -86,7 +86,7 @@ def documents(head):
     for n in (41, 23, 9):
         ids = torch.cat([torch.randint(4, V, (n-1,), generator=g), torch.tensor([1])])
         labels = ids if head in ('causal', 'masked') else torch.randint(3, (n,), generator=g)
-        if head=='rows': labels = labels.where(torch.arange(n)==n-1, -100)
+        if head=='sequence_classification': labels = labels.where(torch.arange(n)==n-1, -100)
         elif head=='masked': labels = labels.where(torch.rand(n, generator=g)<.4, -100)
         docs.append(dict(input_ids=ids, labels=labels))
     return docs
@@ -98,8 +98,8 @@ def by_hand(model, docs, head):
     for d,(s,e) in zip(docs, places):
         ids,T = d['input_ids'][None],len(d['input_ids'])
         out = model(input_ids=ids, attention_mask=torch.ones_like(ids))
-        if head=='spans': logits,y = torch.cat([out.start_logits, out.end_logits])[:, -T:],torch.tensor([s, e])
-        elif head=='rows': logits,y = out.logits,d['labels'][-1:]
+        if head=='question_answering': logits,y = torch.cat([out.start_logits, out.end_logits])[:, -T:],torch.tensor([s, e])
+        elif head=='sequence_classification': logits,y = out.logits,d['labels'][-1:]
         elif head=='causal': logits,y = out.logits[0, -T:-1],d['labels'][1:]
         else: logits,y = out.logits[0, -T:],d['labels']
         total,n = total+F.cross_entropy(logits, y, reduction='sum'),n+(y!=-100).sum()
@@ -108,7 +108,7 @@ def by_hand(model, docs, head):
 def ours(model, docs, head, packed=False):
     "The same by lmft: one batch, padded or packed"
     inputs,y = make_batch([docs] if packed else [[d] for d in docs], 0, packed=packed, shift=head=='causal')
-    if head=='spans': y = torch.tensor(places).flatten()
+    if head=='question_answering': y = torch.tensor(places).flatten()
     return F.cross_entropy(HFModel(model)(inputs), y)
 
 head_names = r'(^|\.)(lm_head|score|classifier|pre_classifier|qa_outputs|pooler|classification_head|embed_out|cls|predictions|generator_\w+|' \
@@ -156,7 +156,7 @@ def check_method(name, how, model, head):
     return model
 
 def tied(model):
-    "Names of the token vectors, which `head` and `last` leave alone where a head is tied to them"
+    "Names of the embeddings, which `head` and `last` leave alone where a head is tied to them"
     words = base_of(model).get_input_embeddings().weight
     return {n for n,p in model.named_parameters(remove_duplicate=False) if p is words}
 
@@ -169,7 +169,7 @@ def results(name):
     out = {}
     for stage,head in stage_heads.items():
         torch.manual_seed(0)
-        try: model = load_model(folder, head, **({} if head in ('causal', 'masked', 'spans') else dict(num_labels=3)))
+        try: model = load_model(folder, head, **({} if head in ('causal', 'masked', 'question_answering') else dict(num_labels=3)))
         except LmftError as e:
             out[stage] = dict.fromkeys(hows, str(e).replace(folder, '').lstrip(': '))
             continue
@@ -196,7 +196,7 @@ def test_enough(): assert len(archs)>=26 and {h.partition(':')[0] for h in hows}
 @pytest.mark.parametrize('name', archs)
 def test_architecture(name):
     "What is rejected, and for which reasons it may be"
-    reasons = dict(head='is tied to the token vectors', par_adapter='has no feed-forward', prefix='PREFIX_TUNING does not go with|no attention',
+    reasons = dict(head='is tied to the embeddings', par_adapter='has no feed-forward', prefix='PREFIX_TUNING does not go with|no attention',
                    prompt='PROMPT_TUNING does not go with')
     for stage,cells in results(name).items():
         if len({*cells.values()})==1 and cells['full']:                   # there is no such model, or it cannot write

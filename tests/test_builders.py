@@ -72,7 +72,7 @@ def test_reward_then_ppo(base, data, tmp_path):
     learn.fit_cos(steps=2)
     policy = ppo_learner(['Who are you?', 'What is this?']*4, base, reward=learn.save(tmp_path/'reward'), max_new_tokens=4)
     policy.fit(1)
-    assert len(policy.rollouts.rows)==2
+    assert len(policy.rollouts.history)==2
     policy = ppo_learner(['Who are you?', 'What is this?']*4, base, reward=lambda prompts, answers: [len(a) for a in answers], max_new_tokens=4)
     policy.fit(1)
 

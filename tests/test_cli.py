@@ -1,4 +1,4 @@
-"The commands as a user runs them: the main job on real text and instructions, and what is refused."
+"The commands as a user runs them: the main job on real text and instructions, and what is rejected."
 import io, json, os, re, subprocess, sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -124,7 +124,7 @@ def test_tasks_refuse_what_is_not_theirs(base, data, tmp_path):
 
 @pytest.mark.parametrize('method', ['prefix:4', 'prompt:4', 'seq_adapter:4', 'par_adapter:4'])
 def test_sft_with_each_adapter(base, data, tmp_path, method):
-    "Tuned, answered from, merged or refused with the reason"
+    "Tuned, answered from, merged or rejected with the reason"
     run('sft', '--data', data/'instruct/gsm8k_alpaca_dev.jsonl', '--model', base, '--method', method, '--max_steps', 3, '--bs', 2, '--seq_len', 256, '--valid', '0.02', '--out', tmp_path/'a')
     m = metrics(tmp_path/'a')
     assert m['trainable_params']<m['total_params']/10
@@ -208,7 +208,7 @@ def test_every_command(name):
     assert all(f'--{k}' in text for k in plan)
 
 def test_options_in_a_file(tmp_path):
-    "Any option in YAML; the command line wins; what is no option, another command, or no YAML is refused"
+    "Any option in YAML; the command line wins; what is no option, another command, or no YAML is rejected"
     plan = tmp_path/'plan.yaml'
     plan.write_text('tasks: [a.json, b.json]\nmodel: m\nshots: 3\nlr: 1e-4\nchat: true\noverwrite: false\nseq_len: null\n')
     name,o = parse(['loco', '--config', str(plan), '--out', 'o', '--shots', '5'])

@@ -6,7 +6,7 @@ import pytest
 
 from lmft.core import LmftError, set_seed
 from lmft.data.tokenizers import train_tokenizer
-from lmft.check.doctor import checks, examine, refuse
+from lmft.check.doctor import checks, examine, reject
 from lmft.models.loading import new_model, save_model
 from lmft.data.records import read_records
 from lmft.data.splits import split_records
@@ -87,7 +87,7 @@ def test_seeded_in_a_file(data, model, tmp_path, fault):
     path.write_text('\n'.join(map(json.dumps, faults[fault](gsm8k(data)))))
     found = doctor(path, model, valid=.2, seq_len=1024)
     assert [f.check for f in found]==[fault]
-    refuse(found)                                                           # a warning: training goes on
+    reject(found)                                                           # a warning: training goes on
 
 def test_the_readers_refuse_what_they_can(data):
     "Bad records end the examination, exit code 2 of the command, unless they are to be skipped"
@@ -101,4 +101,4 @@ def test_a_finding_is_one_line(data, model):
     assert {'answers cut', 'learning rate'}<={f.check for f in found}
     assert all('\n' not in str(f) for f in found)
 
-def test_there_are_twenty_two(): assert len(checks)==22
+def test_there_are_twenty_one(): assert len(checks)==21

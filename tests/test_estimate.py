@@ -2,7 +2,7 @@
 import pytest
 import lmft.models.adapters
 from lmft.core import LmftError
-from lmft.check.estimate import estimate, measure, mend
+from lmft.check.estimate import estimate, measure, suggest
 from lmft.stages.defaults import stage_defaults
 from lmft.stages.table import stages
 from running import run
@@ -47,13 +47,13 @@ def test_defaults_are_those_of_the_stage():
 
 def test_what_would_fit():
     "Blocks that are computed again come after smaller batches and before lora, where the model can do it"
-    assert mend(estimate('tiny', bs=2)['peak']-1, 'tiny', bs=2)[0]==dict(bs=1, n_acc=2)
+    assert suggest(estimate('tiny', bs=2)['peak']-1, 'tiny', bs=2)[0]==dict(bs=1, n_acc=2)
     one = estimate('tiny', bs=1)['peak']
-    change,less = mend(one-1, 'tiny', bs=1)
+    change,less = suggest(one-1, 'tiny', bs=1)
     assert change==dict(gradient_checkpointing=True) and less['peak']<one
-    assert 'method' in mend(less['peak']-1, 'tiny', bs=1)[0]
+    assert 'method' in suggest(less['peak']-1, 'tiny', bs=1)[0]
     assert 'prefix' in run('estimate', '--model', 'tiny', '--method', 'prefix', '--gradient_checkpointing', code=2)
-    assert mend(estimate('tiny', bs=5)['peak']-1, 'tiny', bs=5)[0]==dict(bs=1, n_acc=5)          # five rows a step, as before
+    assert suggest(estimate('tiny', bs=5)['peak']-1, 'tiny', bs=5)[0]==dict(bs=1, n_acc=5)          # five rows a step, as before
 
 @pytest.mark.parametrize('argv,says', [
     (['--bs', 8], '--model'), (['--model', 'tiny', '--bs', 0], 'bs is 0'), (['--model', 'tiny', '--seq', 8], '--seq'),

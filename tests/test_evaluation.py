@@ -8,7 +8,7 @@ from lmft.evals import folds as folding
 from lmft.data.tokenizers import train_tokenizer
 from lmft.evals.folds import check_leaks, columns, fold_rows, forbidden, loco, make_folds
 from lmft.evals.evaluation import evaluate, fit_tasks, fitting, grade, standard_error
-from lmft.evals.tasks import marks, read_tasks, split_tasks
+from lmft.evals.tasks import fingerprints, read_tasks, split_tasks
 from lmft.models.loading import new_model
 from lmft.world.facts import World
 from lmft.world.judge import write_world
@@ -64,7 +64,7 @@ def test_nothing_left_out_was_trained_on(whole, rows, tok):
         if saved.get('kind')!='loco': continue
         trained = {*saved['trained']}
         for r in train+test:
-            if r['task'] in saved['scored']: assert not marks(r)&trained
+            if r['task'] in saved['scored']: assert not fingerprints(r)&trained
     def squeezed(text): return ''.join(text.lower().split())
     for fold,texts,_ in whole[2].values():
         said = squeezed('\n'.join(texts))

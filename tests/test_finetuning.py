@@ -80,7 +80,7 @@ def made(t, arch, head, **kwargs):
 
 @pytest.mark.parametrize('t,arch', cases)
 def test_row_loss_is_transformers_own(t, arch):
-    m = made(t, arch, 'rows', **label_config(labels_of(rows)))
+    m = made(t, arch, 'sequence_classification', **label_config(labels_of(rows)))
     exs = classify_examples(rows, t, m)
     ids = padded(exs, 'input_ids', t.pad_token_id)
     y = torch.stack([e['labels'][-1] for e in exs])
@@ -89,7 +89,7 @@ def test_row_loss_is_transformers_own(t, arch):
 
 @pytest.mark.parametrize('t,arch', cases)
 def test_token_loss_is_transformers_own(t, arch):
-    m = made(t, arch, 'tokens', **label_config(tags_of(tagged)))
+    m = made(t, arch, 'token_classification', **label_config(tags_of(tagged)))
     exs = ner_examples(tagged, t, m)
     ids,y = padded(exs, 'input_ids', t.pad_token_id),padded(exs, 'labels', -100)
     with torch.no_grad(): truth = m.eval()(ids, attention_mask=(ids!=t.pad_token_id).long(), labels=y).loss.item()
@@ -98,7 +98,7 @@ def test_token_loss_is_transformers_own(t, arch):
 @pytest.mark.parametrize('t,arch', cases)
 def test_span_loss_is_transformers_own(t, arch):
     "Row by row: in a padded batch 🤗's softmax counts the padding as places"
-    m = made(t, arch, 'spans')
+    m = made(t, arch, 'question_answering')
     exs = qa_examples(asked, t, m, seq_len=64, stride=24)
     assert len(exs)>len(asked)
     def one(e):
@@ -111,8 +111,8 @@ def test_span_loss_is_transformers_own(t, arch):
 @pytest.mark.parametrize('t,arch', cases)
 def test_predictions_ignore_batch_order_and_padding(t, arch):
     side = t.padding_side
-    for head,build,data in (('rows', classify_examples, rows), ('tokens', ner_examples, tagged)):
-        config = label_config(labels_of(rows) if head=='rows' else tags_of(tagged))
+    for head,build,data in (('sequence_classification', classify_examples, rows), ('token_classification', ner_examples, tagged)):
+        config = label_config(labels_of(rows) if head=='sequence_classification' else tags_of(tagged))
         m = made(t, arch, head, **config)
         exs = build(data, t, m)
         truth = [predict(m, t, [e])[0] for e in exs]
@@ -123,24 +123,24 @@ def test_predictions_ignore_batch_order_and_padding(t, arch):
                 for a,b in zip(predict(m, t, exs, **kw), truth): assert torch.allclose(a, b, atol=1e-5)
         finally: t.padding_side = side
         for a,b in zip(predict(m, t, exs[::-1])[::-1], truth): assert torch.allclose(a, b, atol=1e-5)
-    m = made(t, arch, 'spans')
+    m = made(t, arch, 'question_answering')
     said = answer_questions(m, t, asked, seq_len=64, stride=24)
     assert said==answer_questions(m, t, asked, seq_len=64, stride=24, bs=1)
     assert said==answer_questions(m, t, asked[::-1], seq_len=64, stride=24, bs=5)[::-1]
 
 def test_frames():
-    own = encode_windows(wordpiece, encoder('bert', wordpiece, 'rows'), ['the cat'])['input_ids'][0]
+    own = encode_windows(wordpiece, encoder('bert', wordpiece, 'sequence_classification'), ['the cat'])['input_ids'][0]
     assert own==wordpiece('the cat').input_ids
-    ours = encode_windows(tok, model_of('bert', 'rows'), ['the cat'])['input_ids'][0]
+    ours = encode_windows(tok, model_of('bert', 'sequence_classification'), ['the cat'])['input_ids'][0]
     assert ours==[tok.cls_token_id, *tok('the cat').input_ids, tok.sep_token_id]
-    assert encode_windows(tok, model_of('llama', 'rows'), ['the cat'])['input_ids'][0]==tok('the cat').input_ids
+    assert encode_windows(tok, model_of('llama', 'sequence_classification'), ['the cat'])['input_ids'][0]==tok('the cat').input_ids
 
 @pytest.mark.parametrize('seq_len', [128, 12])
 @pytest.mark.parametrize('t,arch', [(tok, 'llama'), (wordpiece, 'bert')])
 def test_each_word_has_one_label(t, arch, seq_len):
     "Also across windows, and where the tokenizer drops a word"
     data = [dict(tokens=['\u200b', *r['tokens']], tags=['O', *r['tags']]) for r in tagged]
-    m = made(t, arch, 'tokens', **label_config(tags_of(tagged)))
+    m = made(t, arch, 'token_classification', **label_config(tags_of(tagged)))
     exs = ner_examples(data, t, m, seq_len)
     names = m.config.id2label
     dropped = len(t('\u200b', add_special_tokens=False).input_ids)==0
@@ -159,12 +159,12 @@ def test_entity_f1_is_seqeval():
     assert entity_f1([['O']], [['O']])==0
 
 def test_metrics_are_exact_over_batches():
-    m = model_of('bert', 'tokens', **label_config(tags_of(tagged)))
+    m = model_of('bert', 'token_classification', **label_config(tags_of(tagged)))
     pred = predict_tags(m, tok, [r['tokens'] for r in tagged])
     for bs in (1, 7):
         assert valid_loss(m, tok, ner_examples(tagged, tok, m), bs, [EntityF1(m)])[1]==pytest.approx(
             f1_score([r['tags'] for r in tagged], pred, zero_division=0), abs=1e-9)
-    m = model_of('llama', 'rows', **label_config([*'abcd']))                             # a class that no row has
+    m = model_of('llama', 'sequence_classification', **label_config([*'abcd']))                             # a class that no row has
     from sklearn.metrics import f1_score as sk
     said = predict_labels(m, tok, texts)
     truth = sk([r['label'] for r in rows], said, average='macro')
@@ -191,7 +191,7 @@ def test_squad_means():
 @pytest.mark.parametrize('t,arch', [(tok, 'llama'), (tok, 'bert'), (wordpiece, 'bert')])
 def test_windows_find_the_answer(t, arch):
     "The labelled tokens give the answer back, in every window that holds it whole"
-    m = made(t, arch, 'spans')
+    m = made(t, arch, 'question_answering')
     exs,whole = qa_examples(asked, t, m, seq_len=64, stride=24),0
     null = [len(e['input_ids'])-1 if arch=='llama' else 0 for e in exs]
     answers = {r['answers']['text'][0].lower() for r in asked}
@@ -203,7 +203,7 @@ def test_windows_find_the_answer(t, arch):
     assert whole>=len(asked)
 
 @pytest.mark.parametrize('arch', ['llama', 'gpt2', 'bert'])
-@pytest.mark.parametrize('head,plain', [('rows', AutoModelForSequenceClassification), ('spans', AutoModelForQuestionAnswering)])
+@pytest.mark.parametrize('head,plain', [('sequence_classification', AutoModelForSequenceClassification), ('question_answering', AutoModelForQuestionAnswering)])
 def test_body_is_loaded_and_saved_whole(arch, head, plain, tmp_path):
     "A new head stands on the pretrained body, also where 🤗 names the body otherwise; what is saved loads anywhere"
     body = model_of(arch, 'masked' if arch=='bert' else 'causal')
@@ -234,7 +234,7 @@ def test_adapter_keeps_head_and_labels(method, arch, head, tmp_path):
     with learn.no_bar(), learn.no_logging(): learn.fit_cos(steps=2)
     save_model(learn.model.hf, tok, tmp_path/'adapter')
     again = load_model(tmp_path/'adapter', head)
-    assert head=='spans' or again.get_base_model().config.id2label==names
+    assert head=='question_answering' or again.get_base_model().config.id2label==names
     truth = predict(learn.model.hf, tok, exs)
     for a,b in zip(predict(again, tok, exs), truth): assert torch.equal(a, b)
     for a,b in zip(predict(again, tok, exs[::-1], bs=5)[::-1], truth): assert torch.allclose(a, b, atol=1e-5)
@@ -243,7 +243,7 @@ def test_adapter_keeps_head_and_labels(method, arch, head, tmp_path):
 def test_masked_models_learn_by_every_method(method):
     "A class told by one word; the head's own layers move, the body only where the method says so"
     data = [dict(text=f'{say(5)} {w} {say(3)}', label=w) for w in ('cat', 'dog')*20]
-    m = model_of('bert', 'rows', **label_config(['cat', 'dog']))
+    m = model_of('bert', 'sequence_classification', **label_config(['cat', 'dog']))
     before = {n: p.clone() for n,p in m.named_parameters()}
     learn = tune_learner(classify_dls(data, data, tok, m, bs=8, device='cpu'), m, method)
     with learn.no_bar(), learn.no_logging(): learn.fit_cos(steps=12)
@@ -255,11 +255,11 @@ def test_masked_models_learn_by_every_method(method):
             'head': not inner, 'lora': not inner}[method]
 
 def test_refusals():
-    m = model_of('llama', 'rows', **label_config([*'abc']))
+    m = model_of('llama', 'sequence_classification', **label_config([*'abc']))
     with pytest.raises(BadRecord, match="record 2: field 'label': is 'd'"): classify_dls(rows, [rows[0], dict(text='x', label='d')], tok, m)
     with pytest.raises(BadRecord, match="record 3: field 'label': is 'x'"): labels_of([dict(label=y) for y in (0, 1, 'x')])
     bad = dict(asked[0], answers=dict(text=['zebra'], answer_start=[0]))
-    with pytest.raises(BadRecord, match='does not stand at 0'): qa_examples([bad], tok, model_of('llama', 'spans'), 64, 24)
+    with pytest.raises(BadRecord, match='does not stand at 0'): qa_examples([bad], tok, model_of('llama', 'question_answering'), 64, 24)
 
 def test_broken_files(data):
     with pytest.raises(LmftError, match='answer'): list(read_records([data/'broken/squad_bad_offsets.json']))
@@ -273,7 +273,7 @@ def test_real_sentiment(data, arch):
     rs = real(data, 'sentiment/sst2_dev.jsonl')[:80]
     t = train_tokenizer((r['text'] for r in rs), 1000)
     set_seed(0)
-    m = new_model(t, arch=arch, head='rows', seq_len=256, **label_config(labels_of(rs)))
+    m = new_model(t, arch=arch, head='sequence_classification', seq_len=256, **label_config(labels_of(rs)))
     learn = tune_learner(classify_dls(rs[:48], rs[48:], t, m, 128, bs=16, device='cpu'), m, lr=1e-3,
                         metrics=[Accuracy(), MacroF1()])
     before = learn.validate(0)[0]
@@ -286,7 +286,7 @@ def test_real_entities(data, name):
     rs = real(data, f'ner/{name}.conll')[:120]
     t = train_tokenizer((' '.join(r['tokens']) for r in rs), 1000)
     set_seed(0)
-    m = new_model(t, arch='bert', head='tokens', seq_len=128, **label_config(tags_of(rs)))
+    m = new_model(t, arch='bert', head='token_classification', seq_len=128, **label_config(tags_of(rs)))
     exs = ner_examples(rs, t, m, 64)
     assert sum((e['labels']!=-100).sum().item() for e in exs)==sum(len(r['tokens']) for r in rs)
     learn = tune_learner(ner_dls(rs, rs, t, m, 64, bs=16, device='cpu'), m, lr=1e-3, metrics=[EntityF1(m)])
@@ -299,7 +299,7 @@ def test_real_answers(data, arch):
     rs = real(data, 'qa/xquad_en_dev.json')[::40][:24]
     t = train_tokenizer((r['context'] for r in rs), 1000)
     set_seed(0)
-    m = new_model(t, arch=arch, head='spans', seq_len=256)
+    m = new_model(t, arch=arch, head='question_answering', seq_len=256)
     exs = qa_examples(rs, t, m, 256, 96)
     assert len(exs)>len(rs)
     learn = tune_learner(row_dls(exs, exs, t, 256, bs=8, device='cpu'), m, lr=1e-3)

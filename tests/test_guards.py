@@ -43,7 +43,7 @@ def test_a_signal_saves_and_says_how_to_go_on(argv, whole, tmp_path, signum):
     assert weights(tmp_path/'run')==weights(whole)
 
 def test_a_full_disk_loses_no_earlier_checkpoint(argv, whole, tmp_path):
-    "The operating system refuses files of more than a megabyte to the run that goes on"
+    "The operating system rejects files of more than a megabyte to the run that goes on"
     out = tmp_path/'run'
     stopped(argv, out, signal.SIGTERM)
     before = {p: p.read_bytes() for p in (out/'checkpoints').rglob('*') if p.is_file()}

@@ -17,21 +17,21 @@ texts = ['The cat sat on the mat.', 'Dogs.', 'I like ice cream, and the cat like
 tok = train_tokenizer(texts, 300)
 rows = [[0, 1, 2], [3, 4], [6], [5]]            # rows of different fill: all but one have a tail of padding
 kinds = [('llama', 'causal'), ('qwen3', 'causal'), ('gpt2', 'causal'), ('bert', 'masked'),
-         ('llama', 'tokens'), ('qwen3', 'tokens'), ('gpt2', 'tokens'), ('bert', 'tokens')]
+         *[(a, 'token_classification') for a in ('llama', 'qwen3', 'gpt2', 'bert')]]
 causal = [a for a,h in kinds if h=='causal']
 
 def examples(head='causal'):
     "The texts, two thirds of their tokens trained; for `tokens` with one of three labels"
     g,exs = torch.Generator().manual_seed(0),[text_example(dict(text=t), tok) for t in texts]
     for e in exs:
-        labels = torch.randint(3, e['labels'].shape, generator=g) if head=='tokens' else e['labels']
+        labels = torch.randint(3, e['labels'].shape, generator=g) if head=='token_classification' else e['labels']
         e['labels'] = labels.where(torch.rand(labels.shape, generator=g)<2/3, -100)
     return exs
 
 def tiny(arch, head='causal', attn='sdpa', lora=False, train=False):
     set_seed(0)
     depth = dict(n_layer=2) if arch=='gpt2' else dict(num_hidden_layers=2)
-    more = dict(num_labels=3, classifier_dropout=0.) if head=='tokens' else {}
+    more = dict(num_labels=3, classifier_dropout=0.) if head=='token_classification' else {}
     hf = new_model(tok, arch=arch, head=head, attn_implementation=attn, **depth, **more)
     for n,p in hf.named_parameters():                      # fresh models are too meek: let attention matter
         if p.ndim>1: torch.nn.init.normal_(p, std=.1)
@@ -92,12 +92,12 @@ def test_naive_call_leaks(arch, attn):
     with torch.no_grad(): logits,_ = by_hand(hf, alone, True)
     ones = torch.ones_like(inputs['input_ids'])
     naive = hf(inputs['input_ids'], position_ids=inputs['position_ids'], attention_mask=ones, use_cache=False)
-    assert gap(naive.logits[inputs['keep']], logits) > 1e-2
+    assert gap(naive.logits[inputs['loss_mask']], logits) > 1e-2
 
 def test_naive_call_leaks_in_bert():
     hf,(packed,alone) = tiny('bert', 'masked'),in_rows(examples())
     inputs,_ = make_batch(packed, tok.pad_token_id, shift=False)
-    naive = hf(inputs['input_ids'], position_ids=inputs['position_ids']).logits[inputs['keep']]
+    naive = hf(inputs['input_ids'], position_ids=inputs['position_ids']).logits[inputs['loss_mask']]
     assert gap(naive, by_hand(hf, alone, False)[0]) > 1e-2
 
 @pytest.mark.parametrize('left', [False, True], ids=['right', 'left'])
@@ -110,7 +110,7 @@ def test_selected_is_full(arch, head, lora, left):
     pred = HFModel(hf)(inputs)
     full = hf(**{k: inputs[k] for k in ('input_ids', 'attention_mask', 'position_ids')}).logits
     assert full.shape[:2]==inputs['input_ids'].shape                    # nothing of the selection stays behind
-    assert pred.shape==(len(targets), full.shape[-1]) and gap(pred, full[inputs['keep']]) < 1e-5
+    assert pred.shape==(len(targets), full.shape[-1]) and gap(pred, full[inputs['loss_mask']]) < 1e-5
     logits,y = by_hand(hf, exs, shift)
     assert torch.equal(targets, y) and gap(pred, logits) < 1e-4
 
@@ -135,7 +135,7 @@ def test_get_preds(packed, n_acc, part):
     assert gap(preds, logits.softmax(-1)) < 1e-5
 
 def test_get_preds_more():
-    "The losses and choices that come along, and a loader given by hand with a last window that is not full"
+    "The losses and choices that come along, and a loader given by hand with a last accumulation group that is not full"
     hf,exs = tiny('gpt2'),examples()
     learn = lm_learner(lm_dls(exs, exs, tok, 60), hf)
     dl = LMDL([[e] for e in exs], tok, bs=2, n_acc=2, packed=False)

@@ -1,4 +1,4 @@
-"The commands from instructions to PPO as a user runs them, on real data; what is refused leaves nothing behind."
+"The commands from instructions to PPO as a user runs them, on real data; what is rejected leaves nothing behind."
 import csv, io, json, random, signal, subprocess, sys, time
 
 import pytest
@@ -65,7 +65,7 @@ def test_guidelines_and_their_breakers(tmp_path):
     assert metrics(tmp_path/'b')['bad_records']==1
 
 def test_rows_by_a_model(model, data, tmp_path):
-    "The scripted author writes rows of its own; a model that writes nothing usable is refused with the reason"
+    "The scripted author writes rows of its own; a model that writes nothing usable is rejected with the reason"
     args = ['make', '--how', 'model', '--data', data/'instruct/self_instruct_seed_dev.jsonl', '--rows', 20]
     run(*args, '--model', 'world', '--out', tmp_path/'a')
     rows,m = lines(tmp_path/'a/instructions.jsonl'),metrics(tmp_path/'a')

@@ -39,8 +39,8 @@ cases = [(tok, 'llama'), (tok, 'gpt2'), (tok, 'bert'),
 def made(t, arch, records):
     set_seed(0)
     config = config_for(records)
-    if t is wordpiece: return encoder(arch, t, 'rows', **config)
-    return new_model(t, arch=arch, head='rows', seq_len=128, **config)
+    if t is wordpiece: return encoder(arch, t, 'sequence_classification', **config)
+    return new_model(t, arch=arch, head='sequence_classification', seq_len=128, **config)
 
 def valid(m, t, records, bs, **kwargs):
     dls = classify_dls(records, records, t, m, bs=bs, device='cpu')
@@ -117,7 +117,7 @@ def test_a_saved_model_is_the_same_in_a_pipeline(t, arch, problem, tmp_path):
     save_model(m, t, tmp_path/'m')
     pipe = pipeline('text-classification', str(tmp_path/'m'), device='cpu', top_k=None)
     pairs = [(say(5), None), (say(9), say(4))]
-    ours = predict_records(load_model(tmp_path/'m', 'rows'), t, [dict(text=a, text_pair=b) for a,b in pairs])
+    ours = predict_records(load_model(tmp_path/'m', 'sequence_classification'), t, [dict(text=a, text_pair=b) for a,b in pairs])
     for (a,b),r in zip(pairs, ours):
         own = pipe({'text': a+('\n' if b and arch=='llama' else ''), **({'text_pair': b} if b else {})})
         if problem == 'regression': assert own[0]['score'] == pytest.approx(r['prediction'], abs=1e-5); continue
@@ -199,7 +199,7 @@ def test_answers_of_real_questions(data, arch):
     rs = list(read_records([data/'qa/xquad_en_dev.json']))[::60][:12]
     t = train_tokenizer((r['context'] for r in rs), 1000)
     set_seed(0)
-    m = new_model(t, arch=arch, head='spans', seq_len=256)
+    m = new_model(t, arch=arch, head='question_answering', seq_len=256)
     got = predict_records(m, t, rs, seq_len=128)
     assert [r['answer'] for r in got] == answer_questions(m, t, rs, 128)
     for r in got: assert r['context'][r['start']:r['end']] == r['answer'] and 0 < r['score'] <= 1
@@ -208,7 +208,7 @@ def test_answers_of_real_questions(data, arch):
 def test_entities_of_real_sentences(data):
     rs = list(read_records([data/'ner/wnut17train.conll']))[:30]
     t = train_tokenizer((' '.join(r['tokens']) for r in rs), 1000)
-    m = new_model(t, arch='bert', head='tokens', seq_len=128, **label_config(['B-X', 'I-X', 'O']))
+    m = new_model(t, arch='bert', head='token_classification', seq_len=128, **label_config(['B-X', 'I-X', 'O']))
     for r in predict_records(m, t, rs):
         text = ' '.join(r['tokens'])
         for e in r['entities']: assert text[e['start']:e['end']] == e['text'] and e['type'] == 'X'
@@ -248,7 +248,7 @@ def test_chance():
 def test_what_does_not_fit_is_left_out_by_its_number(tmp_path):
     "A question without a window and a prompt without positions for an answer: an error that names the record of the file, or left out and counted"
     tok = train_tokenizer(['Rosa sings in Lisbon. Who sings?']*9, 300)
-    save_model(new_model(tok, head='spans', seq_len=256), tok, tmp_path/'qa')
+    save_model(new_model(tok, head='question_answering', seq_len=256), tok, tmp_path/'qa')
     save_model(new_model(tok, seq_len=64), tok, tmp_path/'lm')
     asked = [dict(context='Rosa sings in Lisbon.', question='Who sings?'+' who'*n) for n in (0, 0, 300, 0)]+[dict(context='', question='?')]
     texts = [dict(prompt='Rosa'+' sings'*n) for n in (1, 1, 300, 1)]+[dict(prompt=' ')]
@@ -265,7 +265,7 @@ def test_what_does_not_fit_is_left_out_by_its_number(tmp_path):
 def test_made_for_what(tmp_path):
     "Whole models and adapters of every head, outside of any run, GPT-2's odd class name among them"
     tok = train_tokenizer(['one two three']*9, 300)
-    for task,head in (('classify', 'rows'), ('ner', 'tokens'), ('qa', 'spans'), ('generate', 'causal')):
+    for task,head in (('classify', 'sequence_classification'), ('ner', 'token_classification'), ('qa', 'question_answering'), ('generate', 'causal')):
         for arch in ('gpt2', 'llama'):
             model = new_model(tok, arch=arch, head=head)
             save_model(model, tok, tmp_path/'m')

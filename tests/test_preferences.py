@@ -74,7 +74,7 @@ def test_reward_equals_trl(tmp_path):
     "Scores, loss and gradients of a reward model"
     from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
-    hf = model('rows', num_labels=1)
+    hf = model('sequence_classification', num_labels=1)
     mine,some = copy.deepcopy(hf),rows[:8]
     trainer = RewardTrainer(hf, args=trl_args(RewardConfig, tmp_path), processing_class=tok,
                             train_dataset=Dataset.from_list([as_conversation(r) for r in some]))
@@ -195,7 +195,7 @@ def test_windows_train_like_one_batch():
 @pytest.mark.parametrize('pad_is_eos', [False, True])
 def test_reward_is_read_at_the_last_token(arch, pad_is_eos):
     "Whatever pads, on whichever side, in whatever company, with and without a stop token"
-    hf = model('rows', arch, num_labels=1).eval()
+    hf = model('sequence_classification', arch, num_labels=1).eval()
     t = copy.deepcopy(tok)
     if pad_is_eos: t.pad_token = t.eos_token
     prompts,answers = [r['prompt'] for r in rows],[r['rejected'] for r in rows]
@@ -221,7 +221,7 @@ def test_transformers_scores_the_saved_model_alike(tmp_path):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     save_model(model(), tok, tmp_path/'base')
     for method in ('full', 'lora'):
-        hf = load_model(tmp_path/'base', 'rows', num_labels=1)
+        hf = load_model(tmp_path/'base', 'sequence_classification', num_labels=1)
         learn = reward_from_dls(reward_dls(rows, rows[:4], tok, bs=8), hf, method)
         learn.fit_cos(2)
         save_model(learn.model.hf, tok, tmp_path/method)
@@ -233,7 +233,7 @@ def test_transformers_scores_the_saved_model_alike(tmp_path):
         batch = t.apply_chat_template(talks, padding=True, return_tensors='pt', return_dict=True)
         batch.pop('token_type_ids', None)
         with torch.no_grad(): want = theirs.eval()(**batch).logits[:, 0]
-        for mine in (learn.model.hf, load_model(tmp_path/method, 'rows', num_labels=1)):
+        for mine in (learn.model.hf, load_model(tmp_path/method, 'sequence_classification', num_labels=1)):
             got = reward_scores(mine, tok, [r['prompt'] for r in rows], [r['chosen'] for r in rows])
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
@@ -254,7 +254,7 @@ def test_reference_below_every_adapter(method):
 @pytest.mark.parametrize('method,lr', [('full', 1e-3), ('lora', 1e-2)])
 def test_reward_models_learn(method, lr):
     "Loss of the training pairs falls to a third"
-    learn = reward_from_dls(reward_dls(rows, rows, tok, bs=8), model('rows', num_labels=1), method, lr=lr)
+    learn = reward_from_dls(reward_dls(rows, rows, tok, bs=8), model('sequence_classification', num_labels=1), method, lr=lr)
     before = learn.validate()[0]
     learn.fit_cos(15)
     assert learn.validate()[0]<before/3
@@ -267,7 +267,7 @@ def test_templates_that_write_on_after_the_stop_token(marked):
     t.chat_template = ("{% for m in messages %}<|{{ m.role }}|>{% if m.role=='assistant' %}"+turn+
                        "{% else %}{{ m.content }}<|end|>{% endif %}{{ '\\n' }}{% endfor %}"
                        '{% if add_generation_prompt %}<|assistant|>{% endif %}')
-    some,hf,judge = rows[:6],model().eval(),model('rows', num_labels=1).eval()
+    some,hf,judge = rows[:6],model().eval(),model('sequence_classification', num_labels=1).eval()
     talks = [[dict(role='user', content=r['prompt']), dict(role='assistant', content=r['chosen'])] for r in some]
     whole = [t.apply_chat_template(m, tokenize=False) for m in talks]
     ids = [t(w[:-1], add_special_tokens=False).input_ids for w in whole]
@@ -289,11 +289,11 @@ def test_pairs_that_tie_need_their_own_likelihood():
     pairs = rankings_to_pairs(ranking_rows(World(0), 12), ties=True)
     assert 5<sum(bool(p.get('tie')) for p in pairs)<len(pairs)
     with pytest.raises(LmftError, match='hold ties'):
-        reward_from_dls(reward_dls(pairs, pairs, tok), model('rows', num_labels=1))
+        reward_from_dls(reward_dls(pairs, pairs, tok), model('sequence_classification', num_labels=1))
 
 def test_what_is_no_reward_model_is_refused():
     dls = reward_dls(rows, rows[:4], tok)
-    for m in (model(), model('rows', num_labels=3), new_model(tok, arch='bert', head='rows', num_labels=1)):
+    for m in (model(), model('sequence_classification', num_labels=3), new_model(tok, arch='bert', head='sequence_classification', num_labels=1)):
         with pytest.raises(LmftError, match='a reward model is'): reward_from_dls(dls, m)
         with pytest.raises(LmftError, match='a reward model is'): reward_scores(m, tok, ['Who?'], ['Ada.'])
 

@@ -64,8 +64,8 @@ def test_reference_stays_where_it_was(tok, method):
     start = small(tok)
     frozen,ids = copy.deepcopy(start).eval(),torch.tensor([tok(texts[3]).input_ids])
     learn = quiet(ppo_from_prompts(start, tok, asked(16), short, method, n=8, bs=8, max_new_tokens=6, lr=1e-2), 3)
-    close(learn.rollouts.rows[0]['kl'], 0., eps=1e-4)
-    assert abs(learn.rollouts.rows[-1]['kl'])>1e-2
+    close(learn.rollouts.history[0]['kl'], 0., eps=1e-4)
+    assert abs(learn.rollouts.history[-1]['kl'])>1e-2
     with torch.no_grad():
         want,now = frozen(ids).logits,learn.model.hf.eval()(ids).logits
         if learn.rollouts.ref_model: ref = learn.rollouts.ref_model(ids).logits
@@ -96,7 +96,7 @@ def test_blocks_computed_again_train_alike(tok):
     assert plain==again and (once, twice)==(steps, 2*steps)
 
 def test_each_pass_reads_every_rollout_once(tok):
-    learn = ppo_from_prompts(small(tok), tok, asked(16), short, n=12, passes=3, bs=4)
+    learn = ppo_from_prompts(small(tok), tok, asked(16), short, n=12, num_ppo_epochs=3, bs=4)
     order = learn.dls.train.get_idxs()
     passes = [order[k:k+12] for k in (0, 12, 24)]
     assert [sorted(p) for p in passes]==[list(range(12))]*3 and len(order)==36 and len(learn.dls.train)==9
@@ -104,13 +104,13 @@ def test_each_pass_reads_every_rollout_once(tok):
 
 def test_cut_answers_pay_and_the_log_has_a_row_a_round(tok):
     log = StepLog(100)
-    learn = ppo_from_prompts(small(tok), tok, asked(16), lambda ps, said: [1.]*len(ps), n=8, bs=8, max_new_tokens=2, no_end=3.,
+    learn = ppo_from_prompts(small(tok), tok, asked(16), lambda ps, said: [1.]*len(ps), n=8, bs=8, max_new_tokens=2, missing_eos_penalty=3.,
                         cbs=log)
     quiet(learn, 2)
-    assert len(learn.rollouts.rows)==3 and len(log.rows)==2
-    assert {'reward', 'kl', 'entropy', 'length', 'clipped', 'loss', 'tokens'}<=set(log.rows[0])
-    for r in learn.rollouts.rows: close(r['reward'], 1-3*(1-r['ended']), eps=1e-6)
-    assert learn.rollouts.rows[0]['ended']<1
+    assert len(learn.rollouts.history)==3 and len(log.history)==2
+    assert {'reward', 'kl', 'entropy', 'length', 'clipped', 'loss', 'tokens'}<=set(log.history[0])
+    for r in learn.rollouts.history: close(r['reward'], 1-3*(1-r['ended']), eps=1e-6)
+    assert learn.rollouts.history[0]['ended']<1
 
 def test_first_and_last_row_compare(tok):
     "The same prompts before and after, in the precision of the run"
@@ -133,7 +133,7 @@ def test_device_is_the_one_given(tok, monkeypatch):
 def test_gradual_begins_with_the_head(tok):
     start = small(tok)
     before = copy.deepcopy(start.state_dict())
-    learn = quiet(ppo_from_prompts(start, tok, asked(8), short, 'gradual', n=8, passes=1, bs=8, max_new_tokens=6, lr=1e-2))
+    learn = quiet(ppo_from_prompts(start, tok, asked(8), short, 'gradual', n=8, num_ppo_epochs=1, bs=8, max_new_tokens=6, lr=1e-2))
     moved = {n for n,p in learn.model.hf.state_dict().items() if not p.equal(before[n])}
     assert moved=={'model.norm.weight', 'lm_head.weight'}
 

@@ -110,7 +110,7 @@ def test_reward_model_elsewhere(tmp_path, arch, method):
     lines(tmp_path/'p.jsonl', rows)
     run('reward', '--data', tmp_path/'p.jsonl', '--model', tmp_path/'base', '--out', tmp_path/'o', '--max_steps', 3, '--method', method)
     folder = final = tmp_path/'o'/'model'
-    model,own = load_model(folder, 'rows'),load_tokenizer(folder)
+    model,own = load_model(folder, 'sequence_classification'),load_tokenizer(folder)
     asks = [[r[k] for r in rows[:8]] for k in ('prompt', 'chosen')]
     ours = reward_scores(model, own, *asks).flatten()
     loaded = []
@@ -137,16 +137,16 @@ def test_classifier_elsewhere(tmp_path, arch):
     set_seed(0)
     save_model(new_model(tok, arch=arch, seq_len=64, initializer_range=.1), tok, tmp_path/'base')
     names = label_config(['mid', 'neg', 'pos'])
-    model = trainable(load_model(tmp_path/'base', 'rows', **names), 'lora:4')
+    model = trainable(load_model(tmp_path/'base', 'sequence_classification', **names), 'lora:4')
     with torch.no_grad():
         for p in model.parameters():
             if p.requires_grad: p.add_(torch.randn_like(p)*.1)
     save_model(model, tok, tmp_path/'a')
-    assert saved_head(tmp_path/'a')=='rows' and not (tmp_path/'a'/'config.json').exists()
-    again = load_model(tmp_path/'a', 'rows')
+    assert saved_head(tmp_path/'a')=='sequence_classification' and not (tmp_path/'a'/'config.json').exists()
+    again = load_model(tmp_path/'a', 'sequence_classification')
     assert again.get_base_model().config.label2id==names['label2id']
     ours = torch.stack([v[0] for v in predict(again, tok, classify_examples([dict(text=t) for t in texts], tok, again))]).softmax(-1)
-    with pytest.raises(LmftError, match="head='rows'"): load_model(tmp_path/'a', 'tokens')
+    with pytest.raises(LmftError, match="head='sequence_classification'"): load_model(tmp_path/'a', 'token_classification')
     config = AutoConfig.from_pretrained(tmp_path/'a', subfolder='tuned')
     vanilla = AutoModelForSequenceClassification.from_pretrained(tmp_path/'a', config=config)
     merged,report = merge_adapter(again, torch.randint(300, (4, 16)))
@@ -165,7 +165,7 @@ def test_other_base_and_full_on_an_adapter(tmp_path):
     assert load_model(tmp_path/'a')
     for method in ('full', 'last:1', 'lora'):
         with pytest.raises(LmftError, match='adapter already'): trainable(load_model(tmp_path/'a'), method)
-    with pytest.raises(LmftError, match='merge'): load_model(tmp_path/'a', 'rows', num_labels=1)
+    with pytest.raises(LmftError, match='merge'): load_model(tmp_path/'a', 'sequence_classification', num_labels=1)
     for arch in ('qwen3', 'llama'):
         set_seed(5)
         save_model(new_model(tok, arch=arch, seq_len=64), tok, tmp_path/'base')
@@ -198,14 +198,14 @@ def test_no_end_token(tmp_path, sep):
     data = lines(tmp_path/'t.jsonl', [dict(text='the cat sat . '*(1+i%4)) for i in range(30)])
     args = 'pretrain', '--data', data, '--model', tmp_path/'b', '--max_steps', 2, '--seq_len', 32, '--out', tmp_path/'o'
     err = run(*args, code=0 if sep else 2)
-    assert sep or 'no end token' in err and err.count('\n')==1
+    assert sep or 'no EOS token' in err and err.count('\n')==1
 
 def test_entities_elsewhere(tmp_path):
     "🤗's pipeline gives the first token of each word the tag that lmft gives the word, one text at a time and four"
     set_seed(3)
     names = label_config(['O', 'B-PER', 'I-PER'])
-    save_model(new_model(tok, arch='bert', head='tokens', seq_len=64, initializer_range=.2, **names), tok, tmp_path/'m')
-    model,t = load_model(tmp_path/'m', 'tokens'),load_tokenizer(tmp_path/'m')
+    save_model(new_model(tok, arch='bert', head='token_classification', seq_len=64, initializer_range=.2, **names), tok, tmp_path/'m')
+    model,t = load_model(tmp_path/'m', 'token_classification'),load_tokenizer(tmp_path/'m')
     tags = predict_tags(model, t, [text.split() for text in texts])
     pipe = pipeline('token-classification', model=str(tmp_path/'m'), tokenizer=AutoTokenizer.from_pretrained(tmp_path/'m'), ignore_labels=[])
     assert {'O', 'B-PER'}<={y for ys in tags for y in ys}
@@ -217,8 +217,8 @@ def test_entities_elsewhere(tmp_path):
 def test_answers_elsewhere(tmp_path):
     "🤗 has no pipeline for questions any more: the span by hand from its own model gives the same text"
     set_seed(2)
-    save_model(new_model(tok, arch='bert', head='spans', seq_len=64, initializer_range=.2), tok, tmp_path/'m')
-    model,t = load_model(tmp_path/'m', 'spans'),load_tokenizer(tmp_path/'m')
+    save_model(new_model(tok, arch='bert', head='question_answering', seq_len=64, initializer_range=.2), tok, tmp_path/'m')
+    model,t = load_model(tmp_path/'m', 'question_answering'),load_tokenizer(tmp_path/'m')
     plain,vanilla = AutoTokenizer.from_pretrained(tmp_path/'m'),AutoModelForQuestionAnswering.from_pretrained(tmp_path/'m').eval()
     for context in texts:
         r = dict(context=context, question='What is it?')
@@ -306,8 +306,8 @@ def test_lora_that_also_trains_parts_of_the_base(tmp_path, arch, o):
 def test_an_adapter_without_a_task(tmp_path):
     "Saved by peft alone on a classifier: opened with the head of its base"
     tok = train_tokenizer(['one two three four five']*9, 300)
-    save_model(new_model(tok, head='rows', num_labels=2), tok, tmp_path/'base')
-    peft = get_peft_model(load_model(tmp_path/'base', 'rows'), LoraConfig(target_modules=['q_proj']))
+    save_model(new_model(tok, head='sequence_classification', num_labels=2), tok, tmp_path/'base')
+    peft = get_peft_model(load_model(tmp_path/'base', 'sequence_classification'), LoraConfig(target_modules=['q_proj']))
     peft.save_pretrained(tmp_path/'a')
     tok.save_pretrained(tmp_path/'a')
     assert 'prediction' in load_learner(tmp_path/'a').predict('one two')

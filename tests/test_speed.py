@@ -96,7 +96,7 @@ def test_same_weights_on_every_run():
     assert weights_hash(fit(FusedLoss()).model)==weights_hash(fit(FusedLoss()).model)
 
 def test_commands_take_the_switches(tmp_path, monkeypatch):
-    "Blocks computed again: the same model bit for bit; compiled: refused in one line where there is no compiler"
+    "Blocks computed again: the same model bit for bit; compiled: rejected in one line where there is no compiler"
     from running import log, run
     data = tmp_path/'text.jsonl'
     data.write_text(''.join(json.dumps(dict(text=f'{i} '+' '.join(words[i%9:i%9+8])))+'\n' for i in range(40)))

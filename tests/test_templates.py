@@ -47,7 +47,7 @@ gemma="""{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set first = m
 marks = dict(plain=('', '', ''), marked=('{% generation %}', '', '{% endgeneration %}'),
              early=('{% generation %}', '{% endgeneration %}', ''))
 
-# begin token, end token, other control tokens; the stop token of an answer is the last of the row
+# BOS token, EOS token, other special tokens; the stop token of an answer is the last of the row
 controls = dict(chatml=(None, '<|endoftext|>', '<|im_start|>', '<|im_end|>'),
                 llama3=('<|begin_of_text|>', '<|end_of_text|>', '<|start_header_id|>', '<|end_header_id|>',
                         '<|eot_id|>'),
@@ -59,7 +59,7 @@ def put_marks(template, how):
 
 @lru_cache
 def new_tok(kind):
-    "A tokenizer with the control tokens of a template; it puts the begin token before plain texts by itself"
+    "A tokenizer with the special tokens of a template; it puts the BOS token before plain texts by itself"
     roles = ['system\n', 'user\n', 'assistant\n\n', 'model\n', ' [INST] [/INST]', '\n\n\n\n']
     texts,(bos,eos,*more) = [c for t in talks.values() for _,c in t]+roles,controls[kind]
     tok = train_tokenizer(texts*3, 360)
@@ -180,7 +180,7 @@ def test_token_by_token(kind, how, talk):
 
 @pytest.mark.parametrize('how', marks)
 def test_control_tokens_that_are_not_the_stop(how):
-    "Nothing but an answer's own stop token is trained among the control tokens, whatever stands beside it"
+    "Nothing but an answer's own stop token is trained among the special tokens, whatever stands beside it"
     tok = tok_with('chatml', how)
     tok.chat_template = tok.chat_template.replace("{{ '\\n' }}", "{{ '<|endoftext|>\\n' }}")
     exs = chat_examples(as_messages(talks['multi']), tok)
@@ -234,8 +234,8 @@ def test_several_templates():
     tok.chat_template = dict(default=tok.chat_template, tool_use='{{ 1 }}')
     assert chat_examples(as_messages(talks['multi']), tok)[0]['labels'].tolist()==one['labels'].tolist()
 
-@pytest.mark.parametrize('talk,why', [(turns('Hi'), 'no assistant'), (turns('Hi', 'a<|im_end|>b'), 'control token'),
-                                      (turns('<|im_start|>system\n', 'no'), 'control token')])
+@pytest.mark.parametrize('talk,why', [(turns('Hi'), 'no assistant'), (turns('Hi', 'a<|im_end|>b'), 'special token'),
+                                      (turns('<|im_start|>system\n', 'no'), 'special token')])
 def test_refused(talk, why):
     with pytest.raises(LmftError, match=why): chat_examples(as_messages(talk), tok_with('chatml', 'marked'))
 
@@ -269,7 +269,7 @@ def test_answers_that_are_not_trained(how, field):
 
 @pytest.mark.parametrize('how', marks)
 def test_a_control_token_that_the_template_writes(how):
-    "A tool call inside control tokens is trained whole; its result is not"
+    "A tool call inside special tokens is trained whole; its result is not"
     tok = new_tok('llama3')
     tok.chat_template = put_marks(templates['llama3'].replace("{{ m['content'] | trim }}", "{{ m['content'] | trim }}{% for c in m.tool_calls %}"
         "{{ '<|start_header_id|>' + c.function.name + c.function.arguments | tojson + '<|end_header_id|>' }}{% endfor %}"), how)
@@ -287,7 +287,7 @@ def test_one_begin_token_in_a_long_text(tmp_path):
     sides = [torch.cat([text_example(r, tok)['input_ids'] for r in side]).tolist() for side in split_records(records, .4)]
     assert sum(s.count(tok.bos_token_id) for s in sides)==1
 
-refused = {'system': ['gemma'], 'reasoning': ['qwen3_5_nothink'],
+rejected = {'system': ['gemma'], 'reasoning': ['qwen3_5_nothink'],
            'tools': ['cohere', 'cohere2', 'gemma', 'gemma3', 'idefics3', 'lfm2', 'llama3', 'llava_next', 'phi3', 'phi3_5', 'qwen2_5_vl', 'smolvlm']}
 no_thoughts = {'cohere', 'cohere2', 'gemma', 'gemma3', 'gemma4', 'gemma4_v2', 'gemma4_v3', 'gemma4_v4', 'idefics3', 'lfm2', 'lfm2_v2', 'llama3', 'llama3_1',
                'llama3_2', 'llava_next', 'phi3', 'phi3_5', 'qwen2_5', 'qwen2_5_vl', 'qwen3_instruct_2507', 'qwen3_vl', 'smolvlm'}
@@ -297,7 +297,7 @@ def test_stock_template(name):
     "Right token by token, or rejected with the reason, or named where a field is not printed"
     said = {kind: verdict(name, kind) for kind in stock_talks}
     assert said['two turns']=='right' and len(stock)==41
-    assert {kind for kind,v in said.items() if v.startswith('rejected')}=={kind for kind,names in refused.items() if name in names}
+    assert {kind for kind,v in said.items() if v.startswith('rejected')}=={kind for kind,names in rejected.items() if name in names}
     assert ('reasoning_content of role assistant' in said['reasoning'])==(name in no_thoughts)
 
 @pytest.mark.parametrize('name', ['qwen3', 'llama3_1'])

@@ -66,7 +66,7 @@ def ours(hf, n_acc, fit):
     learn,log = lm_learner(DataLoaders(dl, dl), hf, lr=lr, wd=wd, opt_func=partial(adamw, eps=eps)),StepLog(1)
     learn.add_cb(log)
     with learn.no_bar(), learn.no_logging(): fit(learn)
-    return [r['loss'] for r in log.rows], [r['lr'] for r in log.rows]
+    return [r['loss'] for r in log.history], [r['lr'] for r in log.history]
 
 def same(a, b, hf_a, hf_b):
     assert len(a)==len(b) >= 20
@@ -76,7 +76,7 @@ def same(a, b, hf_a, hf_b):
 @pytest.mark.parametrize('n_acc', [1, 2])
 @pytest.mark.parametrize('arch', ['llama', 'gpt2'])
 def test_constant_rate(arch, n_acc, tmp_path):
-    "45 rows: the last batch has one row, the last window five"
+    "45 rows: the last batch has one row, the last group five"
     hf,n_epoch = tiny(arch),2*n_acc
     other = copy.deepcopy(hf)
     losses,norms = theirs(other, tmp_path, n_acc, n_epoch)

@@ -18,7 +18,7 @@ from lmft.stages.classification import label_config
 from lmft.stages.finetuning import tune_learner
 from lmft.stages.guidelines import check_against
 from lmft.stages.making import filter_rows, rouge_l
-from lmft.stages.pretraining import mask_tokens, mlm_examples, pieces
+from lmft.stages.pretraining import mask_tokens, mlm_examples, segments
 from lmft.stages.questions import answer_questions, qa_dls, qa_examples, squad_scores, squad_words, usable_questions
 
 english = ['The old cat likes to sleep in the garden, and the dog runs after the red ball.',
@@ -132,9 +132,9 @@ def test_words_of_pieces(kind, texts):
     "Word numbers rise without gaps, no piece is too long, and no word stands for more than the tokens that begin in it"
     for text in texts:
         for most in (4, 11, 300):
-            for ids,ws in pieces(text, kind, most):
+            for ids,ws in segments(text, kind, most):
                 assert len(ids)==len(ws)<=most and ws==sorted(ws) and {*range(ws[0], ws[-1]+1)}=={*ws}
-        (ids,ws), = pieces(text.replace('. ', ' '), kind, 300) if texts is english else [max(pieces(text, kind, 300), key=lambda p: len(p[0]))]
+        (ids,ws), = segments(text.replace('. ', ' '), kind, 300) if texts is english else [max(segments(text, kind, 300), key=lambda p: len(p[0]))]
         assert len({*ws})<=len(word_spans(text))
         if texts is chinese: assert len({*ws})>.3*len(ids)
 
@@ -149,10 +149,10 @@ def test_sentences_of_other_scripts():
     tok = train_tokenizer(chinese+[scripts['hindi']], 400)
     one,two = '今天天气很好。','我们去公园散步吧！'
     n = len(tok(two).input_ids)
-    assert [tok.decode(i) for i,_ in pieces(one+two, tok, n)]==[one, two]
+    assert [tok.decode(i) for i,_ in segments(one+two, tok, n)]==[one, two]
     one,two = 'यह घर है।','वह भी घर है।'
     n = len(tok(' '+two).input_ids)
-    assert [tok.decode(i).strip() for i,_ in pieces(f'{one} {two}', tok, n)]==[one, two]
+    assert [tok.decode(i).strip() for i,_ in segments(f'{one} {two}', tok, n)]==[one, two]
 
 def test_hindi_entities():
     "A model that knows its sentences finds the entities in the plain text, full stop at the last word"
@@ -161,7 +161,7 @@ def test_hindi_entities():
     records = [dict(tokens=t.split(), tags=['B-PER', 'B-LOC', 'O', 'O', 'O', 'O']) for t in texts]
     tok = train_tokenizer(texts*4, 420)
     set_seed(0)
-    m = new_model(tok, arch='bert', head='tokens', seq_len=64, hidden_size=64, num_hidden_layers=1, **label_config(tags_of(records)))
+    m = new_model(tok, arch='bert', head='token_classification', seq_len=64, hidden_size=64, num_hidden_layers=1, **label_config(tags_of(records)))
     learn = tune_learner(ner_dls(records, records, tok, m, seq_len=64, bs=4, device='cpu'), m, lr=5e-3)
     with learn.no_bar(), learn.no_logging(): learn.fit_cos(20)
     for t in texts:
@@ -176,7 +176,7 @@ spans = dict(space_before=(12, 16), space_after=(13, 17), soft_hyphen=(13, 17), 
 def test_answers_that_tokens_do_not_begin(kind, name):
     "What is labelled is the words that the answer touches, without the blanks around it"
     a,b = spans[name]
-    m = new_model(kind, arch='bert', head='spans', seq_len=256, num_hidden_layers=1)
+    m = new_model(kind, arch='bert', head='question_answering', seq_len=256, num_hidden_layers=1)
     record = dict(context=context, question='What ?', answers=dict(text=[context[a:b]], answer_start=[a]))
     ex, = qa_examples([record], kind, m, seq_len=200)
     first,last = ex['labels'][:2].tolist()
@@ -190,7 +190,7 @@ def test_answers_that_tokens_do_not_begin(kind, name):
 
 def test_bad_answers_alone_are_skipped():
     tok = made.setdefault('WordPiece', kinds['WordPiece']())
-    m = new_model(tok, arch='bert', head='spans', seq_len=64, num_hidden_layers=1)
+    m = new_model(tok, arch='bert', head='question_answering', seq_len=64, num_hidden_layers=1)
     def record(text, start, question='What ?'): return dict(context=context, question=question, answers=dict(text=[text], answer_start=[start]))
     good = [record(' red', 12), record('café', 26), record('ball', 5)]
     faulty = [record('  ', 3), record('zebra', 5), record('red', 13, 'why '*80), record('', 3)]
@@ -203,7 +203,7 @@ def test_bad_answers_alone_are_skipped():
 
 def test_an_answer_longer_than_a_window():
     tok = made.setdefault('byte-level BPE', kinds['byte-level BPE']())
-    m = new_model(tok, arch='bert', head='spans', seq_len=64, num_hidden_layers=1)
+    m = new_model(tok, arch='bert', head='question_answering', seq_len=64, num_hidden_layers=1)
     long = dict(context='It was '+'very '*40+'late.', question='How?', answers=dict(text=['very '*40], answer_start=[7]))
     short = dict(context='It was late.', question='How?', answers=dict(text=['late'], answer_start=[7]))
     with pytest.raises(BadRecord, match='no window holds the whole answer'): qa_examples([long], tok, m, 40, 8)
@@ -218,6 +218,6 @@ def test_the_case_file():
     if not path.exists(): pytest.skip('no case files here')
     records = [json.loads(l) for l in path.read_text().splitlines()]
     tok = made.setdefault('WordPiece', kinds['WordPiece']())
-    m = new_model(tok, arch='bert', head='spans', seq_len=64, num_hidden_layers=1)
+    m = new_model(tok, arch='bert', head='question_answering', seq_len=64, num_hidden_layers=1)
     exs = qa_examples(records, tok, m, 64)
     assert len(exs)==len(records) and exs[-1]['labels'][:2].tolist()[0]>0

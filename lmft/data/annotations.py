@@ -27,7 +27,7 @@ def label_in(
     if isinstance(y, bool): return str(y)
     if not (type(y) is int and y>=0 or isinstance(y, float) and math.isfinite(y)):
         raise BadRecord(f'is {show_value(y)}', field='label',
-                        mend='give a class name, a whole number from 0 up (-1 stands for no label in 🤗 sets), or a number with a point')
+                        hint='give a class name, a whole number from 0 up (-1 stands for no label in 🤗 sets), or a number with a point')
     return y
 
 # %% ../../nbs/reference/annotations.ipynb #1d63c1f7
@@ -72,7 +72,7 @@ def _squad(r):
         if there!=text:
             why = (f'{of}: {show_value(text)} does not stand at {show_value(start)} in the context, '
                    f'where {show_value(there)} is')
-            raise BadRecord(why, field='answers', mend='correct answer_start or take the question out')
+            raise BadRecord(why, field='answers', hint='correct answer_start or take the question out')
     return dict(id=key, context=context, question=text_in(r, 'question'),
                 answers=dict(text=[t for t,_ in spans], answer_start=[s for _,s in spans]))
 
@@ -95,7 +95,7 @@ def usual_tags(
     ways = {has_position(t) for t in tags}
     if {True, False}<=ways:
         odd = next(t for t in tags if has_position(t) is False)
-        raise BadRecord(f'is {show_value(odd)}', field='tag', mend='give O, or B-, I-, E- or S- and a type')
+        raise BadRecord(f'is {show_value(odd)}', field='tag', hint='give O, or B-, I-, E- or S- and a type')
     if False not in ways: return [_tag.sub(lambda m: f'{_ours.get(m[1], m[1])}-{m[2]}', t) for t in tags]
     runs = [(t, list(run)) for t,run in groupby(tags)]
     return [t if t=='O' else f'{"I" if i else "B"}-{t}' for t,run in runs for i,_ in enumerate(run)]
@@ -105,11 +105,11 @@ def usual_tags(
 def _tagged(r):
     tokens,tags = r['tokens'],r['tags']
     if not isinstance(tokens, list) or not isinstance(tags, list) or not tokens or len(tokens)!=len(tags):
-        raise BadRecord('does not fit to tokens', field='tags', mend='give two lists of the same length')
+        raise BadRecord('does not fit to tokens', field='tags', hint='give two lists of the same length')
     for token in tokens: text_in(dict(token=token), 'token')
     if any(type(t) is int for t in tags):
         raise BadRecord('holds numbers', field='tags',
-                        mend='give names such as B-PER; a 🤗 dataset with ClassLabel brings them along')
+                        hint='give names such as B-PER; a 🤗 dataset with ClassLabel brings them along')
     return dict(tokens=tokens, tags=usual_tags(tags))
 
 # %% ../../nbs/reference/annotations.ipynb #a46aa7bb
@@ -117,7 +117,7 @@ def _tagged(r):
 def _task(r):
     outs = r['references']
     if not isinstance(outs, list) or not outs:
-        raise BadRecord(f'is {show_value(outs)}', field='output', mend='give a list of texts')
+        raise BadRecord(f'is {show_value(outs)}', field='output', hint='give a list of texts')
     outs = [text_in({f'output[{i}]': o}, f'output[{i}]') for i,o in enumerate(outs)]
     head = {k: text_in(r, k) for k in ('task', 'cluster', 'instruction')}
     return head | dict(input=text_in(r, 'input', blank=True), output=outs[0], references=outs, id=_id(r))

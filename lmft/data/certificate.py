@@ -19,11 +19,11 @@ from ..core import LmftError
 from .chat import added_text, trained_answers
 from .messages import to_messages
 from .templates import checked_chat, is_dated, stops_of, write_chat
-from .tokenizers import control_tokens
+from .tokenizers import special_tokens_of
 
 # %% ../../nbs/reference/certificate.ipynb #55525646
 def _differs(a, b, tok, tools, b_tools='same', **kw):
-    "Does the template make different texts of two lists of messages? What it refuses differs"
+    "Does the template make different texts of two lists of messages? What it rejects differs"
     try: return write_chat(a, tok, tools, **kw)!=write_chat(b, tok, tools if b_tools=='same' else b_tools, **kw)
     except LmftError: return True
 
@@ -82,7 +82,7 @@ def _default_system(messages, prompt, tok):
     "The words that a prompt without a system message begins with"
     first = messages[0]['content'].strip()
     head = prompt.partition(first)[0] if messages[0]['role'] not in ('system', 'developer') and first else ''
-    head = ' '.join(control_tokens(tok)[1].sub(' ', head).split())
+    head = ' '.join(special_tokens_of(tok)[1].sub(' ', head).split())
     return head if len(re.findall(r'\w{2,}', head))>4 else ''
 
 # %% ../../nbs/reference/certificate.ipynb #35e29b6b
@@ -105,8 +105,8 @@ def _compared(messages, i, ex, start, end, tok, tools):
     wrong = [f'not printed: {f}' for f in _lost_of_answer(messages, i, target, tok, tools)]
     if ids[:start]!=tok(prompt, add_special_tokens=False, verbose=False).input_ids:
         wrong.append(f'generation is prompted with other tokens (…{prompt[-20:]!r}) than stand before the trained ones (…{tok.decode(ids[max(start-8, 0):start])!r})')
-    if bos is not None and ids[:2]==[bos, bos]: wrong.append('begin token (BOS) twice')
-    if ids[end-1] not in control_tokens(tok)[0]: wrong.append('stop token missing')
+    if bos is not None and ids[:2]==[bos, bos]: wrong.append('BOS token twice')
+    if ids[end-1] not in special_tokens_of(tok)[0]: wrong.append('stop token missing')
     notes = [*wrong, *_notes(messages, i, prompt, target, tok, tools)]
     return dict(turn=i+1, same=not wrong, why='; '.join(dict.fromkeys(notes)), prompt_tokens=start, trained_tokens=end-start)
 
@@ -145,7 +145,7 @@ def kind_of(
 def certificate(
     records:list,  # Records, of which those with messages or an instruction are looked at
     tok,           # Tokenizer with a chat template
-    most:int=5,    # Kinds of conversation, the commonest first
+    most:int=5,    # Kinds of conversation, the most frequent first
 ) -> list:
     "Lines for the reader: for each kind of conversation, how its answers are trained"
     talks = [r for r in records if 'messages' in r or 'output' in r]

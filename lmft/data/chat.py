@@ -19,7 +19,7 @@ from bisect import bisect_right
 from ..core import LmftError
 from .templates import (checked_chat, header_of, last_controls, marked_chat, next_control, stops_of, template_of,
                                  write_chat)
-from .tokenizers import control_tokens
+from .tokenizers import special_tokens_of
 import torch
 
 # %% ../../nbs/reference/chat.ipynb #c5765529
@@ -53,7 +53,7 @@ def added_text(
     spans = spans[len(marked_chat(messages[:i], tok, tools)[1]) if i else 0:]
     if not spans: raise LmftError(f'the chat template marks nothing of message {i+1} with {{% generation %}}')
     start,end = spans[0][0],spans[-1][1]
-    if control_tokens(tok)[1].match(whole, start):                              # does the block start with the header?
+    if special_tokens_of(tok)[1].match(whole, start):                              # does the block start with the header?
         before = prompt()
         if whole[:end].startswith(before): start = max(start, len(before))
     return whole[:start], whole[start:end], whole[end:]
@@ -61,15 +61,15 @@ def added_text(
 # %% ../../nbs/reference/chat.ipynb #a2d85806
 def _upto_stop(added, follows, call, tok):
     "The text of an answer up to its stop token; `follows` is the text after it"
-    stops,pattern = stops_of(tok),control_tokens(tok)[1]
+    stops,pattern = stops_of(tok),special_tokens_of(tok)[1]
     found,known = last_controls(added, pattern),[t for t in (stops.answer, stops.call) if t]
     if stop := next((m for t in known for m in found if m.group()==t), None): return added[:stop.end()]
     following,opened = next_control(follows, 0, pattern),stops.open_call if call else stops.open_answer
     if following and (following.group() in known or not found): return added+follows[:following.end()]
     if found: return added[:found[-1].end()]
     if opened: return added+opened
-    raise LmftError(f'the chat template puts no stop token after an answer, which ends in {added[-12:]!r}; let it write the end token '
-                    'there ({{ eos_token }}), or make what it writes a control token of the tokenizer')
+    raise LmftError(f'the chat template puts no stop token after an answer, which ends in {added[-12:]!r}; let it write the EOS token '
+                    'there ({{ eos_token }}), or make what it writes a special token of the tokenizer')
 
 # %% ../../nbs/reference/chat.ipynb #cdd3988d
 def _turn(messages, i, tok, tools):
@@ -103,7 +103,7 @@ def _apart(prompt, target, tok):
     def ids(text): return tok(text, add_special_tokens=False, verbose=False).input_ids
     before,whole = ids(prompt),ids(prompt+target)
     if whole[:len(before)]==before: return before, whole[len(before):]
-    return before, ids(control_tokens(tok)[1].search(target).group()+target)[1:]  # as in mid-text, without an added space
+    return before, ids(special_tokens_of(tok)[1].search(target).group()+target)[1:]  # as in mid-text, without an added space
 
 # %% ../../nbs/reference/chat.ipynb #a6d5cd5c
 def _example(ids, spans):
@@ -115,7 +115,7 @@ def _example(ids, spans):
 # %% ../../nbs/reference/chat.ipynb #d735782c
 def _examples(whole, pairs, tok):
     "Examples of prompts and targets (one if `whole` contains all), and the place of each target: (example, start, end)"
-    enc,controls = tok(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False),control_tokens(tok)[0]
+    enc,controls = tok(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False),special_tokens_of(tok)[0]
     ids,offsets = enc.input_ids,enc.offset_mapping
     controls = [k for k,t in enumerate(ids) if t in controls]
     def place(n): return _n_tokens(whole, n, ids, offsets, controls, tok)

@@ -61,7 +61,7 @@ def _completion(r):
         return dict(prompt=text_in(r, 'prompt'), completion=text_in(r, 'completion'))
     if any(texts):
         raise BadRecord('is a text where the other is a list of messages', field='prompt' if texts[0] else 'completion',
-                        mend='give prompt and completion as two texts or as two lists')
+                        hint='give prompt and completion as two texts or as two lists')
     return dict(messages=_turns(r, 'prompt')+_turns(r, 'completion'))
 
 # %% ../../nbs/reference/conversations.ipynb #c4c3754b
@@ -70,10 +70,10 @@ def _unpaired(r):
     y = r['label']
     if not (isinstance(y, bool) or y in ('true', 'false', 'True', 'False') or type(y) is int and y in (0, 1)):
         raise BadRecord(f'is {show_value(y)}', field='label',
-                        mend='give true for a good answer, false for a bad one, or leave it out')
+                        hint='give true for a good answer, false for a bad one, or leave it out')
     if y in (False, 'false', 'False'):
         raise BadRecord('is false: people disliked this answer, and it would be trained as a good one', field='label',
-                        mend="leave such records out (on_bad='skip'), or give pairs of prompt, chosen and rejected")
+                        hint="leave such records out (on_bad='skip'), or give pairs of prompt, chosen and rejected")
     return _completion(r)
 
 # %% ../../nbs/reference/conversations.ipynb #bb058982
@@ -83,7 +83,7 @@ def _before(r):
     turns = [dict(role='system', content=system)] if system.strip() else []
     history = r.get('history') or []
     if not isinstance(history, list):
-        raise BadRecord(f'is {show_value(history)}', field='history', mend='give a list of pairs of texts')
+        raise BadRecord(f'is {show_value(history)}', field='history', hint='give a list of pairs of texts')
     for i,pair in enumerate(history):
         if isinstance(pair, dict): turns += _turns(dict(history=[pair]), 'history')
         elif isinstance(pair, list) and len(pair)==2:
@@ -91,7 +91,7 @@ def _before(r):
             with within(f'history[{i}]'):
                 turns += [dict(role='user', content=text_in(said, 'question')),
                           dict(role='assistant', content=text_in(said, 'answer'))]
-        else: raise BadRecord(f'is {show_value(pair)}', field=f'history[{i}]', mend='give a question and an answer')
+        else: raise BadRecord(f'is {show_value(pair)}', field=f'history[{i}]', hint='give a question and an answer')
     return turns
 
 # %% ../../nbs/reference/conversations.ipynb #307dabb9
@@ -107,7 +107,7 @@ def in_context(
         if first['role']=='system' and before[0]['role']=='system':
             if first['content']!=before[0]['content']:
                 raise BadRecord('is not the system message of the conversation', field='system',
-                                mend='give one of them')
+                                hint='give one of them')
             before = before[1:]
         return dict(record, messages=before+record['messages'])
     ask = '\n\n'.join(filter(None, [record['instruction'], record['input']])) if triple else record['prompt']
@@ -120,7 +120,7 @@ def in_context(
 def _pair(prompt, chosen, rejected):
     "A preference between two different answers"
     if chosen.strip()==rejected.strip():
-        raise BadRecord('is the same answer as chosen', field='rejected', mend='let them differ or take the pair out')
+        raise BadRecord('is the same answer as chosen', field='rejected', hint='let them differ or take the pair out')
     return dict(prompt=prompt, chosen=chosen, rejected=rejected)
 
 # %% ../../nbs/reference/conversations.ipynb #10261ea4
@@ -153,7 +153,7 @@ def _dialogue(r, field):
     head,*parts = _speaker.split(text_in(r, field))
     if head.strip() or not parts:
         raise BadRecord('is not a transcript', field=field,
-                        mend="begin with 'Human:', or give the fields prompt, chosen, rejected")
+                        hint="begin with 'Human:', or give the fields prompt, chosen, rejected")
     turns = []
     for who,said in zip(parts[::2], parts[1::2]):
         m = dict(role='user' if who=='Human' else 'assistant', content=said.strip())
@@ -167,12 +167,12 @@ def _transcripts(r):
     a,b = _dialogue(r, 'chosen'),_dialogue(r, 'rejected')
     for field,turns in dict(chosen=a, rejected=b).items():
         if turns[-1]['role']!='assistant':
-            raise BadRecord('does not end with an answer', field=field, mend='end with the assistant')
+            raise BadRecord('does not end with an answer', field=field, hint='end with the assistant')
         if not all(m['content'] for m in turns[:-1]):
-            raise BadRecord('has an empty turn', field=field, mend='fill it or take the pair out')
+            raise BadRecord('has an empty turn', field=field, hint='fill it or take the pair out')
     if a[:-1]!=b[:-1]:
-        raise BadRecord('leaves chosen before the last answer', field='rejected', mend='share all turns but the last')
-    if len(a)==1: raise BadRecord('has no prompt', field='chosen', mend='begin with the question')
+        raise BadRecord('leaves chosen before the last answer', field='rejected', hint='share all turns but the last')
+    if len(a)==1: raise BadRecord('has no prompt', field='chosen', hint='begin with the question')
     return _pair(a[:-1], a[-1]['content'], b[-1]['content'])
 
 # %% ../../nbs/reference/conversations.ipynb #fe24e395
@@ -180,11 +180,11 @@ def _transcripts(r):
 def _rankings(r):
     said,ranks = r['responses'],r['ranks']
     if not isinstance(said, list) or len(said)<2:
-        raise BadRecord(f'is {show_value(said)}', field='responses', mend='give at least two answers')
+        raise BadRecord(f'is {show_value(said)}', field='responses', hint='give at least two answers')
     said = [text_in({f'responses[{i}]': s}, f'responses[{i}]', blank=True) for i,s in enumerate(said)]
     if not isinstance(ranks, list) or len(ranks)!=len(said):
-        raise BadRecord(f'does not fit to {len(said)} responses', field='ranks', mend='give one rank a response')
+        raise BadRecord(f'does not fit to {len(said)} responses', field='ranks', hint='give one rank a response')
     for k in ranks:
         if type(k) is not int or k<1:
-            raise BadRecord(f'holds {show_value(k)}', field='ranks', mend='give whole numbers from 1 up')
+            raise BadRecord(f'holds {show_value(k)}', field='ranks', hint='give whole numbers from 1 up')
     return dict(prompt=_prompt_in(r), responses=said, ranks=ranks)

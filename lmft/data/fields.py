@@ -59,12 +59,12 @@ def text_in(
     "The text in `field` of the dict `r`; a `BadRecord` if it is missing, another thing, blank, or not Unicode"
     if field not in r: raise BadRecord('is missing', field=field)
     s = r[field]
-    if not isinstance(s, str): raise BadRecord(f'is {show_value(s)}', field=field, mend='give a text')
+    if not isinstance(s, str): raise BadRecord(f'is {show_value(s)}', field=field, hint='give a text')
     if not (blank or s.strip()):
-        raise BadRecord('is blank' if s else 'is empty', field=field, mend='give a text or take the record out')
+        raise BadRecord('is blank' if s else 'is empty', field=field, hint='give a text or take the record out')
     try: s.encode()
     except UnicodeEncodeError as e:
-        raise BadRecord(f'holds half a character, {s[e.start]!a}', field=field, mend='write it whole') from None
+        raise BadRecord(f'holds half a character, {s[e.start]!a}', field=field, hint='write it whole') from None
     return s
 
 # %% ../../nbs/reference/fields.ipynb #11033d3c
@@ -72,9 +72,9 @@ def list_in(r, field) -> list:
     "The list of objects in `field` of `r`, with something in it"
     items = r.get(field)
     if not isinstance(items, list) or not items:
-        raise BadRecord(f'is {show_value(items)}', field=field, mend='give a list of objects')
+        raise BadRecord(f'is {show_value(items)}', field=field, hint='give a list of objects')
     for i,o in enumerate(items):
-        if not isinstance(o, dict): raise BadRecord(f'is {show_value(o)}', field=f'{field}[{i}]', mend='give an object')
+        if not isinstance(o, dict): raise BadRecord(f'is {show_value(o)}', field=f'{field}[{i}]', hint='give an object')
     return items
 
 # %% ../../nbs/reference/fields.ipynb #76dec014

@@ -1,6 +1,6 @@
 """Which files a path stands for, which of them are for training, and a hash of what they hold
 
-One door for all formats, and for folders: a folder with `train`, `validation` and `test` is taken as such, by the names
+One function for all formats, and for folders: a folder with `train`, `validation` and `test` is taken as such, by the names
 that 🤗 datasets knows, so that a test set is never trained on because it lay beside the rest.
 
 Docs: https://lmft-org.github.io/lmft/reference/files.html.md"""

@@ -34,10 +34,10 @@ def jsonl_rows(
     "The rows of a JSON Lines file"
     for n,line,why in text_lines(path):
         if not line.strip(): continue
-        try: row = BadRecord(why, mend='save the file as UTF-8') if why else _json.decode(line.rstrip('\n'))
+        try: row = BadRecord(why, hint='save the file as UTF-8') if why else _json.decode(line.rstrip('\n'))
         except (ValueError, RecursionError) as e:
             at = f' at character {e.colno}' if isinstance(e, json.JSONDecodeError) else ''
-            row = BadRecord(_why_not_json(e)+at, mend='write one whole JSON object a line')
+            row = BadRecord(_why_not_json(e)+at, hint='write one whole JSON object a line')
         yield dict(line=n), row
 
 # %% ../../nbs/reference/jsons.ipynb #61c7a8ff
@@ -52,14 +52,14 @@ class _JsonText:
         self.at = at
 
     def bad(self, why):
-        return BadRecord(why, self.path, self.line, self.n, mend='mend the file; the rest cannot be trusted')
+        return BadRecord(why, self.path, self.line, self.n, hint='correct the file; the rest cannot be trusted')
 
     def more(self):
         "Drop what was read and about double what is held; False at the end of the file"
         held = [self.buf[self.at:]]
         need = max(2**16, len(held[0]))
         for n,text,why in self.lines:
-            if why: raise BadRecord(why, self.path, n, mend='save the file as UTF-8')
+            if why: raise BadRecord(why, self.path, n, hint='save the file as UTF-8')
             held.append(text)
             need -= len(text)
             if need <= 0: break
@@ -126,10 +126,10 @@ def _squad_rows(doc):
 def _first(doc, field):
     "The first text of the list in `field` of a task file"
     if field not in doc:
-        raise BadRecord('is missing', field=field, mend='a task file needs Definition, Categories and Instances')
+        raise BadRecord('is missing', field=field, hint='a task file needs Definition, Categories and Instances')
     items = doc[field]
     if not isinstance(items, list) or not items:
-        raise BadRecord(f'is {show_value(items)}', field=field, mend='give a list of texts')
+        raise BadRecord(f'is {show_value(items)}', field=field, hint='give a list of texts')
     return text_in({field: items[0]}, field)
 
 # %% ../../nbs/reference/jsons.ipynb #a7051e83
@@ -164,7 +164,7 @@ def _column_rows(doc):
     "The rows of an object of columns"
     if len({len(v) for v in doc.values()})>1:
         raise BadRecord(f'the columns ({field_names(doc)}) are of different length',
-                        mend='give each record a value in each')
+                        hint='give each record a value in each')
     yield from ((dict(record=n), dict(zip(doc, values))) for n,values in enumerate(zip(*doc.values()), 1))
 
 # %% ../../nbs/reference/jsons.ipynb #66a602cd

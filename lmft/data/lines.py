@@ -51,7 +51,7 @@ def open_file(
             yield io.BufferedReader(_Recoded(f, codec), 2**16) if codec else f
     except (OSError, EOFError, zlib.error) as e: raise LmftError(f'{path}: cannot be read: {e}') from None
     except UnicodeDecodeError as e:
-        raise BadRecord(f'is not UTF-16: {e.reason}', path, mend='save the file as UTF-8') from None
+        raise BadRecord(f'is not UTF-16: {e.reason}', path, hint='save the file as UTF-8') from None
 
 # %% ../../nbs/reference/lines.ipynb #3854bd1d
 _split = re.compile(rb'(?:\r|[\xc2-\xf4]|[\xe0-\xf4][\x80-\xbf]|[\xf0-\xf4][\x80-\xbf]{2})\Z')
@@ -111,7 +111,7 @@ def txt_rows(
     "A `.txt` file as chunks of text; `continues` is the number of the chunk, 0 for the last of several; bad UTF-8 is raised"
     def pieces():
         for n,text,why in text_lines(path, 2**16):
-            if why: raise BadRecord(why, path, n, mend='save the file as UTF-8')
+            if why: raise BadRecord(why, path, n, hint='save the file as UTF-8')
             yield text
     last,seen,n = None,False,0
     for text in txt_chunks(pieces()):
@@ -140,7 +140,7 @@ class _Columns:
             if self.trail>=line.count('\t'): self.trail = 0                       # a first line without a tag
         cols = self.parts(line)
         name = 'TAB' if self.tab else 'space'
-        if len(cols)<2: raise BadRecord(f'is one column (separator {name})', mend='give at least a token and its tag')
+        if len(cols)<2: raise BadRecord(f'is one column (separator {name})', hint='give at least a token and its tag')
         self.width = self.width or len(cols)
         if len(cols)!=self.width:
             raise BadRecord(f'has {len(cols)} columns, the first line has {self.width} (separator {name})')
@@ -150,9 +150,9 @@ class _Columns:
         here = has_position(text_in(dict(tag=tag), 'tag'))
         if self.positions is None: self.positions = here
         elif here is not None and here!=self.positions:
-            mend = 'leave out the position, as the tags before it do'
-            if self.positions: mend = 'give O, or B-, I-, E- or S- and a type, as the tags before it'
-            raise BadRecord(f'is {show_value(tag)}', field='tag', mend=mend)
+            hint = 'leave out the position, as the tags before it do'
+            if self.positions: hint = 'give O, or B-, I-, E- or S- and a type, as the tags before it'
+            raise BadRecord(f'is {show_value(tag)}', field='tag', hint=hint)
         return tag
 
 # %% ../../nbs/reference/lines.ipynb #2b7381ed
@@ -161,7 +161,7 @@ def _blocks(path, stop=lambda line: False):
     block = []
     for n,text,why in chain(text_lines(path), [(0, '\n', None)]):
         line = text.rstrip('\n')
-        if why: block.append((n, BadRecord(why, path, n, mend='save the file as UTF-8')))
+        if why: block.append((n, BadRecord(why, path, n, hint='save the file as UTF-8')))
         elif line.strip() and not stop(line): block.append((n, line))
         elif block:
             yield block
@@ -209,5 +209,5 @@ def abc_rows(
         while not bad and block and block[0][1].startswith('%'): block.pop(0)
         if not block: continue
         if not bad and not block[0][1].startswith('X:'):
-            bad = BadRecord("the tune does not begin with 'X:'", mend='number each tune; no blank line inside one')
+            bad = BadRecord("the tune does not begin with 'X:'", hint='number each tune; no blank line inside one')
         yield dict(line=block[0][0]), bad or dict(text='\n'.join(line for _,line in block))

@@ -17,7 +17,7 @@ from array import array
 
 from ..core import LmftError, pick_device
 from .examples import clm_examples, fit_length, sft_examples
-from .tokenizers import control_tokens
+from .tokenizers import special_tokens_of
 import numpy as np
 import pandas as pd
 import torch
@@ -64,22 +64,22 @@ def make_batch(
     shift:bool=True,    # Predict the next token (causal); False: each label belongs to the token at its own position
     left:bool=False,    # Pad on the left, as generation does; not with `packed`
 ) -> tuple:
-    "`({input_ids, position_ids, keep, n_tokens[, attention_mask]}, targets)`; shapes (sequences, tokens), (tokens in the loss,)"
+    "`({input_ids, position_ids, loss_mask, n_tokens[, attention_mask]}, targets)`; shapes (sequences, tokens), (tokens in the loss,)"
     ids,y,pos = zip(*(_row(r, shift) for r in rows))
     n,T = [*map(len, ids)],max(map(len, ids))
     def fill(vs, value=0): return pad_sequence(vs, True, value, 'left' if left else 'right')
     if not left: pos = [torch.cat([p, torch.arange(T-len(p))]) if len(p)<T else p for p in pos]
     ids,y,pos = fill(ids, pad_id),fill(y, -100),fill(pos)
-    keep = y!=-100
-    inputs = dict(input_ids=ids, position_ids=pos, keep=keep, n_tokens=torch.tensor(sum(n)))
+    loss_mask = y!=-100
+    inputs = dict(input_ids=ids, position_ids=pos, loss_mask=loss_mask, n_tokens=torch.tensor(sum(n)))
     if not packed: inputs['attention_mask'] = fill([torch.ones(k, dtype=torch.long) for k in n])
     if 'token_type_ids' in rows[0][0]:
         inputs['token_type_ids'] = fill([torch.cat([e['token_type_ids'] for e in r]) for r in rows])
-    return inputs, y[keep]
+    return inputs, y[loss_mask]
 
 # %% ../../nbs/learn/01_batches.ipynb #6755ace9
 class LMDL(DataLoader):
-    "Batches of `bs × n_acc` sequences; with `n_acc` > 1 as `({'window': [micro-batches]}, targets)`"
+    "Batches of `bs × n_acc` sequences; with `n_acc` > 1 as `({'group': [micro-batches]}, targets)`"
     def __init__(self, dataset, tok=None, bs=8, n_acc=1, packed=True, by_length=False, shift=True, seed=0,
                  shuffle=False, **kwargs):
         self._args = dict(tok=tok, bs=bs, n_acc=n_acc, packed=packed, by_length=by_length, shift=shift, seed=seed,
@@ -98,12 +98,20 @@ class LMDL(DataLoader):
         ids = [self.tok.pad_token_id, self.tok.eos_token_id, self.tok.sep_token_id] if self.tok else [0]
         fill = next((i for i in ids[self.packed:] if i is not None), ids[0])  # 🤗 warns about padding without a mask
         return make_batch(rows, fill, self.packed, self.shift)
+    def one_batch(self):
+        "The first batch of the next epoch; looking at it does not change the order of training"
+        rng,state = self.rng,self.rng.getstate()
+        try: return super().one_batch()
+        finally:
+            self.rng = rng
+            rng.setstate(state)
+
     def get_idxs(self): return self.shuffle_fn(range(self.n)) if self.shuffle else range(self.n)
     def retain(self, res, b): return res
     def create_batch(self, rows):
         micros = [self._collate(rows[i:i+self.micro_bs]) for i in range(0, len(rows), self.micro_bs)]
         if self.n_acc==1: return micros[0]
-        return dict(window=micros), *(torch.cat(t) for t in zip(*(m[1:] for m in micros)))
+        return dict(group=micros), *(torch.cat(t) for t in zip(*(m[1:] for m in micros)))
 
 # %% ../../nbs/learn/01_batches.ipynb #68b367fe
 def row_len(row):
@@ -120,17 +128,17 @@ def _shuffled(n, rng):
 # %% ../../nbs/learn/01_batches.ipynb #d79f4169
 def by_length_order(
     lengths,     # Number of tokens of each sequence
-    window:int,  # Sequences per optimiser step (size of an accumulation group)
+    group:int,  # Sequences per optimiser step (size of an accumulation group)
     rng,         # `random.Random`
     pool:int=50, # Number of accumulation groups that are sorted together
 ) -> np.ndarray:
     "Indices shuffled so that each accumulation group holds sequences of similar length"
     lengths,idxs = np.asarray(lengths),_shuffled(len(lengths), rng)
-    for i in range(0, len(idxs), pool*window):
-        some = idxs[i:i+pool*window]
-        idxs[i:i+pool*window] = some[np.argsort(lengths[some], kind='stable')]
-    n = len(idxs)//window                                   # an incomplete group comes last
-    return np.concatenate([idxs[:n*window].reshape(n, window)[_shuffled(n, rng)].ravel(), idxs[n*window:]])
+    for i in range(0, len(idxs), pool*group):
+        some = idxs[i:i+pool*group]
+        idxs[i:i+pool*group] = some[np.argsort(lengths[some], kind='stable')]
+    n = len(idxs)//group                                   # an incomplete group comes last
+    return np.concatenate([idxs[:n*group].reshape(n, group)[_shuffled(n, rng)].ravel(), idxs[n*group:]])
 
 # %% ../../nbs/learn/01_batches.ipynb #7744bcb4
 @patch
@@ -142,7 +150,7 @@ def shuffle_fn(self:LMDL, idxs):
 # %% ../../nbs/learn/01_batches.ipynb #9832d13d
 def _spans(ids, trained, starts, tok):
     "HTML of one sequence: consecutive tokens of the same kind are decoded together"
-    stops = control_tokens(tok)[0]
+    stops = special_tokens_of(tok)[0]
     kind = ['stop' if t and i in stops else 'trained' if t else 'context' for i,t in zip(ids, trained)]
     style = dict(stop='color:#c00;font-weight:bold', trained='background:#cfc;color:#060', context='color:#888')
     out,j = '',0
@@ -158,11 +166,11 @@ def _spans(ids, trained, starts, tok):
 def show_batch(self:LMDL, b=None, max_n:int=4, max_tokens:int=200, **kwargs):
     "The first sequences of a batch: context grey, tokens in the loss green, stop tokens red, ┃ before a new document"
     inputs,*_ = b or self.one_batch()
-    if 'window' in inputs: inputs = inputs['window'][0][0]
+    if 'group' in inputs: inputs = inputs['group'][0][0]
     rows = []
-    for ids,keep,pos in zip(*(inputs[k].tolist() for k in ('input_ids', 'keep', 'position_ids'))):
-        n = max((i for i,k in enumerate(keep) if k), default=len(ids)-1)+2                  # no padding
-        trained = [False]+keep if self.shift else keep
+    for ids,mask,pos in zip(*(inputs[k].tolist() for k in ('input_ids', 'loss_mask', 'position_ids'))):
+        n = max((i for i,k in enumerate(mask) if k), default=len(ids)-1)+2                  # no padding
+        trained = [False]+mask if self.shift else mask
         rows.append(_spans(ids[:min(n, max_tokens)], trained, [p==0 for p in pos], self.tok))
     display(HTML(''.join(f'<p style="white-space:pre-wrap">{r}</p>' for r in rows[:max_n])))
 
@@ -170,7 +178,7 @@ def show_batch(self:LMDL, b=None, max_n:int=4, max_tokens:int=200, **kwargs):
 @patch
 def show_results(self:LMDL, b, out, max_n:int=4, max_tokens:int=40, **kwargs):
     "Decoded targets and predictions (token ids) of the first sequences"
-    n = b[0]['keep'].sum(1).tolist()
+    n = b[0]['loss_mask'].sum(1).tolist()
     pairs = [[self.tok.decode(v[:max_tokens]) for v in (y, p)] for y,p in zip(b[1].split(n), out.split(n))][:max_n]
     display(pd.DataFrame(pairs, columns=['target', 'prediction']))
 

@@ -27,7 +27,7 @@ def _role(m):
     who = m[field]
     if not isinstance(who, str) or who.lower() not in roles_known:
         raise BadRecord(f'is {json.dumps(who, default=str, ensure_ascii=False)[:40]}', field=field,
-                        mend='use system, user, assistant, tool')
+                        hint='use system, user, assistant, tool')
     return roles_known[who.lower()]
 
 # %% ../../nbs/reference/messages.ipynb #64a3dd88
@@ -41,7 +41,7 @@ def content_text(
     for i,p in enumerate(content):
         if isinstance(p, str) or isinstance(p, dict) and isinstance(p.get('text'), str): continue
         kind = p.get('type') if isinstance(p, dict) else p
-        raise BadRecord(f'is a part of type {kind!r}', field=f'{field}[{i}]', mend='only text can be trained; take it out')
+        raise BadRecord(f'is a part of type {kind!r}', field=f'{field}[{i}]', hint='only text can be trained; take it out')
     return ''.join(p if isinstance(p, str) else p['text'] for p in content)
 
 # %% ../../nbs/reference/messages.ipynb #843e5d11
@@ -49,10 +49,10 @@ def _call(c, field):
     "A tool call as `{id, type, function: {name, arguments}}`, with its arguments as an object"
     f = c.get('function') or c if isinstance(c, dict) else None
     if not isinstance(f, dict) or not isinstance(f.get('name'), str):
-        raise BadRecord('names no function', field=field, mend="give {'function': {'name': …, 'arguments': {…}}}")
+        raise BadRecord('names no function', field=field, hint="give {'function': {'name': …, 'arguments': {…}}}")
     args = f.get('arguments') or {}
     try: args = json.loads(args) if isinstance(args, str) else args
-    except ValueError: raise BadRecord('is not JSON', field=f'{field}.function.arguments', mend='give an object') from None
+    except ValueError: raise BadRecord('is not JSON', field=f'{field}.function.arguments', hint='give an object') from None
     return {k: c[k] for k in ['id'] if c.get(k)} | dict(type='function', function=dict(name=f['name'], arguments=args))
 
 # %% ../../nbs/reference/messages.ipynb #12ab2b39
@@ -61,28 +61,28 @@ def as_tools(
 ):
     "Tools in the format of chat templates, each `{'type': 'function', 'function': {…}}`; None if there are none"
     try: tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
-    except ValueError: raise BadRecord('is not JSON', field='tools', mend='give a list of objects') from None
+    except ValueError: raise BadRecord('is not JSON', field='tools', hint='give a list of objects') from None
     if not tools: return None
-    if not isinstance(tools, list): raise BadRecord('is no list', field='tools', mend='give a list of objects')
+    if not isinstance(tools, list): raise BadRecord('is no list', field='tools', hint='give a list of objects')
     return [dict(type='function', function=t) if isinstance(t, dict) and 'name' in t and 'function' not in t else t for t in tools]
 
 # %% ../../nbs/reference/messages.ipynb #1e8c33a7
 def _weight(m):
     "`{'weight': 0}` for a message that is not in the loss"
-    if m.get('weight') not in (None, 0, 1): raise BadRecord(f"is {m['weight']!r}", field='weight', mend='give 0 or 1')
+    if m.get('weight') not in (None, 0, 1): raise BadRecord(f"is {m['weight']!r}", field='weight', hint='give 0 or 1')
     return dict(weight=0) if m.get('weight')==0 or m.get('train') is False else {}
 
 def as_message(
     m,  # A message in the format of OpenAI, 🤗 or ShareGPT
 ) -> dict:
     "The message with lmft's names: role, content (a text), reasoning_content, tool_calls, tool_call_id, name, weight 0"
-    if not isinstance(m, dict): raise BadRecord(f'is {m!r:.40}', mend='give an object with role and content')
+    if not isinstance(m, dict): raise BadRecord(f'is {m!r:.40}', hint='give an object with role and content')
     role,field = _role(m),'value' if 'content' not in m and 'value' in m else 'content'
     calls = m.get('tool_calls') or ([m['function_call']] if m.get('function_call') else [])
     if field not in m and not calls: raise BadRecord('is missing', field=field)
-    if m.get(field) is None and not calls: raise BadRecord('is null', field=field, mend='give a text')
+    if m.get(field) is None and not calls: raise BadRecord('is null', field=field, hint='give a text')
     out = dict(role=role, content=content_text(m.get(field), field))
-    if not isinstance(out['content'], str): raise BadRecord(f"is {out['content']!r:.40}", field=field, mend='give a text')
+    if not isinstance(out['content'], str): raise BadRecord(f"is {out['content']!r:.40}", field=field, hint='give a text')
     thought = next((m[k] for k in ('reasoning_content', 'thinking', 'reasoning') if m.get(k)), None)
     if thought: out['reasoning_content'] = content_text(thought, 'reasoning_content')
     if calls: out['tool_calls'] = [_call(c, f'tool_calls[{i}]') for i,c in enumerate(calls)]

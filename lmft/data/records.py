@@ -46,7 +46,7 @@ class _File:
         try: shape = shape_of(row, frozenset(self.columns))
         except BadRecord as e:
             if not _is_table(self.src): raise
-            raise BadRecord(e.why, mend=f'{e.mend}; if these are no names, the file has no header') from None
+            raise BadRecord(e.why, hint=f'{e.hint}; if these are no names, the file has no header') from None
         try: self.called |= records_of(row, shape, frozenset(self.columns))[2]
         except BadRecord: pass                                                            # reported with its position, later
         return shape
@@ -73,7 +73,7 @@ def _typed(self, y, name):
         mixed = type(y) is float and type(self.label) is int
         numbers = 'write all numbers with a point to predict a value, or none for classes'
         raise BadRecord(f'is {show_value(y)}, but the first label is {show_value(self.label)}', field='label',
-                        mend=numbers if mixed else 'use names or numbers, not both')
+                        hint=numbers if mixed else 'use names or numbers, not both')
     return y
 
 _File.typed = _typed

@@ -87,7 +87,7 @@ def shape_of(
 def _found(record, wanted):
     "The shape of a row, and what it calls the fields"
     if not isinstance(record, dict):
-        raise BadRecord(f'is {show_value(record)}', mend='give an object with named fields')
+        raise BadRecord(f'is {show_value(record)}', hint='give an object with named fields')
     name,found = _fit(frozenset(record), frozenset(wanted), len(shapes))
     talk = next((k for k in ('messages', 'conversations') if isinstance(record.get(k), list)), None)
     if talk and name in ('plain', 'prompt', 'labelled', 'completion'):
@@ -99,7 +99,7 @@ def _found(record, wanted):
     theirs = field_names(others[:1] or ['NAME'])
     hint = f"the nearest, {closest}, needs {', '.join(needs)}; name yours with columns, such as {missing}={theirs}"
     if len(others)==len(record): hint = f'name yours with columns, such as text={theirs}'
-    raise BadRecord(f'the fields ({field_names(record)}) are of no known shape', mend=hint)
+    raise BadRecord(f'the fields ({field_names(record)}) are of no known shape', hint=hint)
 
 # %% ../../nbs/reference/shapes.ipynb #b438a0d0
 def normalise(
@@ -121,10 +121,10 @@ def records_of(
         needs = shapes[shape].fields
         if _names_for(needs, set(record)) is None:
             missing = next((f for f in needs if _names_for([f], set(record)) is None), needs[0])
-            raise BadRecord('is missing', field=missing, mend=f"the file began as {shape} ({', '.join(needs)})")
+            raise BadRecord('is missing', field=missing, hint=f"the file began as {shape} ({', '.join(needs)})")
     name,found = _found(record, wanted)
     if shape and name!=shape:
-        raise BadRecord(f'the fields are those of {name}', mend=f'the file began as {shape}; give each shape its file')
+        raise BadRecord(f'the fields are those of {name}', hint=f'the file began as {shape}; give each shape its file')
     other = {k: v for k,v in {**_optional(record, found), **found}.items() if k!=v}
     taken = set(other.values())
     row = Row({k: v for k,v in record.items() if k not in taken} | {k: record[v] for k,v in other.items()})
@@ -195,7 +195,7 @@ def renamed(
     parts = {k: [name] if name in row or k!='label' else name.split('+') for k,name in columns.items()}
     named = [p for ps in parts.values() for p in ps]
     if missing := next((p for p in named if p not in row), None):
-        raise BadRecord(f"has no column '{missing}'", mend=_near(missing, row))
+        raise BadRecord(f"has no column '{missing}'", hint=_near(missing, row))
     new = {f"{k} (the file's own)" if k in columns else k: v for k,v in row.items() if k not in named}
     for k,ps in parts.items():
         new[k] = row[ps[0]] if len(ps)==1 else [p for p in ps if row[p] in (1, '1', '1.0', 'True', 'true')]

@@ -33,7 +33,7 @@ def _csv_parsed(path):
     csv.field_size_limit(2**26)   # 64 million characters; Python's own limit of 131,072 is shorter than a book
     def lines():
         for n,text,why in text_lines(path):
-            if why: whys.append(BadRecord(why, path, n, mend='save the file as UTF-8'))
+            if why: whys.append(BadRecord(why, path, n, hint='save the file as UTF-8'))
             yield text
     rows = csv.reader(lines(), delimiter=delimiter, strict=True)
     while True:
@@ -43,7 +43,7 @@ def _csv_parsed(path):
         except csv.Error as e:
             why = 'a quote that opens here is never closed' if 'end of data' in str(e) else f'is not CSV: {e}'
             if 'expected after' not in str(e): raise BadRecord(why, path, line) from None
-            row = BadRecord(why, mend='double the quotes inside a quoted field')
+            row = BadRecord(why, hint='double the quotes inside a quoted field')
         if row: yield line, whys.pop() if whys else row
         whys.clear()
 
@@ -59,7 +59,7 @@ def _header(names):
         what = f'{show_value(twice)} stands there twice' if twice else 'a name is left out'
         if odd is not None: what = f'{show_value(odd)} is no name'
         raise BadRecord(f'the first row does not name the columns: {what}',
-                        mend='put a header such as text,label on top, each name once')
+                        hint='put a header such as text,label on top, each name once')
     return names
 
 # %% ../../nbs/reference/tables.ipynb #4e15f24a
@@ -78,7 +78,7 @@ def csv_rows(
             while len(row)>len(names) and not row[-1].strip(): row.pop()
             if len(row)!=len(names):
                 row = BadRecord(f'has {len(row)} values, the first row {len(names)}',
-                                mend='quote values that hold the separator')
+                                hint='quote values that hold the separator')
         yield dict(line=line), row if isinstance(row, BadRecord) else {k: v for k,v in zip(names, row) if k}
 
 # %% ../../nbs/reference/tables.ipynb #5f8b6a82

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ..core import BadRecord, LmftError
 from .messages import as_message, as_tools
-from .tokenizers import control_tokens
+from .tokenizers import special_tokens_of
 from transformers.utils.chat_template_utils import render_jinja_template
 
 # %% ../../nbs/reference/templates.ipynb #62802eb5
@@ -114,7 +114,7 @@ def write_chat(
     try: text = _jinja(messages, template, special, _wants(template, special), tools, **kwargs)[0][0]
     except Exception as e:
         if not messages and kwargs.get('add_generation_prompt'): return _opening(tok, tools)
-        raise LmftError(f'the chat template refuses roles {[m["role"] for m in messages]}: {e}') from e
+        raise LmftError(f'the chat template rejects roles {[m["role"] for m in messages]}: {e}') from e
     if messages or not kwargs.get('add_generation_prompt'): return text
     return text if (opening := _opening(tok, tools)).startswith(text) else opening     # such as the BOS token of a first message
 
@@ -137,11 +137,11 @@ def checked_chat(
 ) -> tuple:
     "Messages and tools with lmft's names; `LmftError` if one contains a special token or cannot be used"
     messages = [_placed(i, m) for i,m in enumerate(messages)]
-    pattern = control_tokens(tok)[1]
+    pattern = special_tokens_of(tok)[1]
     for m in [*messages, dict(role='tool', tools=tools or [])]:
         for text in _strings({k: v for k,v in m.items() if k!='role'}):
             found = next((f for f in pattern.finditer(text) if not (m['role']=='assistant' and _think.fullmatch(f.group()))), None)
-            if found: raise LmftError(f"a message of role {m['role']} holds the control token {found.group()!r}; take it out")
+            if found: raise LmftError(f"a message of role {m['role']} holds the special token {found.group()!r}; take it out")
     return messages, as_tools(tools)
 
 def _placed(i, m):
@@ -196,7 +196,7 @@ Stops = namedtuple('Stops', 'answer call open_answer open_call')
 
 def _ends(messages, then, tok, tools=None):
     "Special tokens at the end of an answer; else the text of the next turn, up to its first special token"
-    text,pattern = _probe(messages, tok, tools),control_tokens(tok)[1]
+    text,pattern = _probe(messages, tok, tools),special_tokens_of(tok)[1]
     if found := [m.group() for m in last_controls(text, pattern)]: return found, None
     more = _probe([*messages, then], tok, tools)
     found = text and more.startswith(text) and next_control(more, len(text), pattern)
@@ -207,7 +207,7 @@ def _ends(messages, then, tok, tools=None):
 def _stops(template, special, tok, n):
     asked,result = [_user('a')],dict(role='tool', content='a', tool_call_id=_call['id'], name='plugh')
     answer,open_answer = _ends([*asked, _assistant(_needle)], asked[0], tok)
-    turn = [m.group() for m in last_controls(_probe(asked, tok), control_tokens(tok)[1])]
+    turn = [m.group() for m in last_controls(_probe(asked, tok), special_tokens_of(tok)[1])]
     stop = next((t for t in answer if t in turn), None) or next(iter(answer), None)     # an answer ends like a question
     if _needle not in _probe(_called, tok, [_tool]): return Stops(stop, None, open_answer, None)
     call,open_call = _ends(_called, result, tok, [_tool])

@@ -9,7 +9,7 @@ Docs: https://lmft-org.github.io/lmft/reference/tokenizers.html.md"""
 
 # %% auto #0
 __all__ = ['pad_token', 'end_token', 'roles', 'special_tokens', 'chat_template', 'train_tokenizer', 'check_folder',
-           'load_tokenizer', 'bos_ids', 'with_special_tokens', 'control_tokens', 'token_bytes']
+           'load_tokenizer', 'bos_ids', 'with_special_tokens', 'special_tokens_of', 'token_bytes']
 
 # %% ../../nbs/reference/tokenizers.ipynb #bb47c35f
 import copy, json, re, warnings
@@ -41,9 +41,9 @@ chat_template = """\
 # %% ../../nbs/reference/tokenizers.ipynb #576c1f33
 def train_tokenizer(
     texts,               # Iterable of str
-    vocab_size:int=4096, # Most tokens it may have, special ones and the 256 bytes included
+    vocab_size:int=4096, # Maximum tokens it may have, special ones and the 256 bytes included
 ):
-    "A byte-level BPE tokenizer with distinct pad and end tokens and a chat template"
+    "A byte-level BPE tokenizer with distinct pad and EOS tokens and a chat template"
     least = 256+len(special_tokens)
     if vocab_size<least: raise LmftError(f'vocab_size is {vocab_size}, but bytes and special tokens alone are at least {least}')
     bpe = Tokenizer(models.BPE())
@@ -85,7 +85,7 @@ def _n_vectors(path):
     return (config.get('text_config') or config).get('vocab_size')
 
 def _pad_for(tok, n):
-    "A token to fill with: one that is called so, the unknown token, or the end token"
+    "A token to fill with: one that is called so, the unknown token, or the EOS token"
     named = sorted((t for t in tok.get_added_vocab() if 'pad' in t.lower()), key=tok.convert_tokens_to_ids)
     return next(t for t in (*named, tok.unk_token, tok.eos_token) if t and (not n or tok.convert_tokens_to_ids(t)<n))
 
@@ -100,7 +100,7 @@ def load_tokenizer(
     if not tok.is_fast: raise LmftError(f'{path}: {type(tok).__name__} gives no offsets; convert it to a fast tokenizer')
     if tok.eos_token is None: tok.eos_token = tok.sep_token                     # WordPiece ends a text with it
     if tok.eos_token is None: raise LmftError(
-        f'{path}: the tokenizer has no end token and no separator; name one as "eos_token" in its tokenizer_config.json')
+        f'{path}: the tokenizer has no EOS token and no separator; name one as "eos_token" in its tokenizer_config.json')
     n = _n_vectors(path)
     if n and max(tok.vocab_size-1, tok.eos_token_id)>=n: raise LmftError(
         f'{path}: the tokenizer has {len(tok)} tokens, but the model has vectors for {n}; take the tokenizer of this '
@@ -114,7 +114,7 @@ def load_tokenizer(
 def bos_ids(
     tok,  # Tokenizer
 ) -> list:
-    "The begin token, if this tokenizer puts one before a text by itself"
+    "The BOS token, if this tokenizer puts one before a text by itself"
     return [tok.bos_token_id] if tok.bos_token_id is not None and tok('').input_ids[:1]==[tok.bos_token_id] else []
 
 # %% ../../nbs/reference/tokenizers.ipynb #dd49e230
@@ -122,7 +122,7 @@ def bos_ids(
 def with_special_tokens(
     tok,        # Tokenizer
     causal,     # Is its model causal?
-    end=True,   # Causal: end a pair of texts with the end token
+    end=True,   # Causal: end a pair of texts with the EOS token
 ):
     "A copy of the tokenizer that puts the special tokens around a text or a pair of texts as its model reads them"
     a,b = (tok.bos_token if bos_ids(tok) else '', tok.eos_token) if causal else (tok.cls_token, tok.sep_token)
@@ -137,11 +137,11 @@ def with_special_tokens(
 # %% ../../nbs/reference/tokenizers.ipynb #04d813dc
 @lru_cache(maxsize=8)
 def _control(tok, state):
-    "As `control_tokens`; `state` tells when to look again"
+    "As `special_tokens_of`; `state` tells when to look again"
     added = {i:t.content for i,t in tok.added_tokens_decoder.items() if t.special}
     return set(added),re.compile('|'.join(map(re.escape, sorted(added.values(), key=len, reverse=True))) or '(?!)')
 
-def control_tokens(
+def special_tokens_of(
     tok,  # Tokenizer
 ) -> tuple: # Set of ids, and a pattern that finds their texts
     "The tokens that steer a model and are no text"
@@ -160,7 +160,7 @@ def token_bytes(tok) -> torch.Tensor:
     "UTF-8 bytes of each token, (vocabulary,) int64; 0 for special tokens"
     inner = tok.backend_tokenizer                                      # a decoder may be missing, or one of several
     by_bytes,pieced = 'ByteLevel' in f'{inner.pre_tokenizer!r}{inner.decoder!r}',type(inner.model).__name__=='WordPiece'
-    vocab,special = tok.get_vocab(),control_tokens(tok)[0]
+    vocab,special = tok.get_vocab(),special_tokens_of(tok)[0]
     n = torch.zeros(max(vocab.values())+1, dtype=torch.long)
     for t,i in vocab.items():
         if i not in special: n[i] = _n_bytes(t, by_bytes) + (pieced and not t.startswith('##'))

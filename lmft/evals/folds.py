@@ -26,9 +26,9 @@ from ..progress import progress
 
 from ..data.loaders import lm_dls
 from ..data.examples import sft_examples
-from .evaluation import evaluate, fit_tasks, mean_score, shown_examples
+from .evaluation import evaluate, fit_tasks, mean_score, demonstrations
 from .prompting import few_shot
-from .tasks import marks
+from .tasks import fingerprints
 from ..stages.finetuning import tune_learner
 from ..train.guards import guarded
 
@@ -39,7 +39,7 @@ def ties_of(
     rows:list,  # Records of tasks
 ) -> set:       # Of fingerprints
     "Fingerprints that make tasks siblings: their templates and sources"
-    return {m for r in rows for m in marks(r) if not m.startswith('instance')}
+    return {m for r in rows for m in fingerprints(r) if not m.startswith('instance')}
 
 # %% ../../nbs/reference/folds.ipynb #9719c421
 def make_folds(
@@ -76,7 +76,7 @@ def forbidden(
     out = [r for r in test if r['task'] in fold.scored]
     if fold.kind!='all': out += [r for r in train if r['task'] in fold.scored]
     kinds = ('instance', 'template', 'source') if fold.kind=='loco' else 'instance'
-    return {m for r in out for m in marks(r) if m.startswith(kinds)}
+    return {m for r in out for m in fingerprints(r) if m.startswith(kinds)}
 
 # %% ../../nbs/reference/folds.ipynb #b9577ae1
 def fold_rows(
@@ -88,7 +88,7 @@ def fold_rows(
     by_task,sets = groupby(train, itemgetter('task')),[]
     for f in folds:
         out = forbidden(f, train, test)
-        free = [[r for r in by_task[t] if not marks(r)&out] for t in f.tasks]
+        free = [[r for r in by_task[t] if not fingerprints(r)&out] for t in f.tasks]
         sets.append([r for turn in zip_longest(*free) for r in turn if r])
     n = min(map(len, sets))
     for f,s in zip(folds, sets):
@@ -104,7 +104,7 @@ def check_leaks(
     out:set,   # Fingerprints that must not occur, from `forbidden`
 ) -> list:     # The fingerprints of `rows`, sorted
     "Raise an error if a training record is one of the left-out records"
-    seen = {m: r for r in rows for m in marks(r)}
+    seen = {m: r for r in rows for m in fingerprints(r)}
     if bad := sorted(out & {*seen}):
         r,kind = seen[bad[0]],bad[0].split(':')[0]
         raise LmftError(f'fold {fold.kind} {fold.name} would train on the {kind} of a row that it leaves out: '
@@ -134,8 +134,8 @@ def tune(
     exs = sft_examples([*map(record, rows)], tok)
     dls = lm_dls(exs, exs[:bs], tok, seq_len, bs=bs, packed=False, seed=seed, device=model.device)
     learn = tune_learner(dls, model, method, lr, cbs)
-    def mend(): return 'take shorter rows (--seq_len), or train less (--method lora)'
-    with learn.no_bar(), learn.no_logging(), guarded(learn, mend): learn.fit_cos(steps=steps)
+    def hint(): return 'take shorter rows (--seq_len), or train less (--method lora)'
+    with learn.no_bar(), learn.no_logging(), guarded(learn, hint): learn.fit_cos(steps=steps)
     return learn.model.hf
 
 # %% ../../nbs/reference/folds.ipynb #f43c9552
@@ -194,7 +194,7 @@ def loco(
     folds,base,how = make_folds(train, seed),fresh(),dict(chat=chat, max_new_tokens=max_new_tokens)
     key = _fingerprint(base, train, test, shots, seq_len, seed, how, kwargs)
     def untuned(k):
-        shown = shown_examples(test, train, k, tok, seq_len, chat, seed)
+        shown = demonstrations(test, train, k, tok, seq_len, chat, seed)
         return dict(scores=evaluate(base, tok, test, shown, **how).to_dict('records'))
     def tuned(f, rows):
         trained = check_leaks(f, rows, forbidden(f, train, test))

@@ -14,7 +14,7 @@ __all__ = ['model_card', 'push_model']
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..core import LmftError
+from ..core import LmftError, say_once
 from .loading import save_model
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from peft import PeftModel
@@ -62,7 +62,8 @@ def push_model(
     endpoint:str=None,  # Another hub
 ) -> str:               # Address of the repository
     "Upload a model, its tokenizer and its card to the 🤗 hub in one commit"
-    api = HfApi(endpoint, token)
+    api,base = HfApi(endpoint, token),model.active_peft_config.base_model_name_or_path if isinstance(model, PeftModel) else ''
+    if base and not _on_hub(str(base)): say_once(f'the adapter needs its base {base}, which others do not have; learn.merge() and push the whole model')
     with TemporaryDirectory() as tmp:
         save_model(model, tok, folder := Path(tmp)/'model', dtype)
         (card or model_card({}, isinstance(model, PeftModel))).save(folder/'README.md')

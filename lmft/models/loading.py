@@ -21,7 +21,7 @@ from ..core import LmftError, atomic_path, dtypes, say_once
 from ..data.tokenizers import check_folder, with_special_tokens
 from ..data.templates import stop_tokens
 from .parts import base_of, is_causal, new_modules
-from .parts import head_kind
+from .parts import head_kind, label_heads
 
 import torch
 import transformers
@@ -52,7 +52,7 @@ def new_config(
     arch:str,          # 'llama', 'qwen3', 'gpt2' or 'bert'
     size:str,          # 'tiny' (about 2 million parameters at 4096 tokens) or 'small' (about 15)
     tok,               # Tokenizer: its length is the vocabulary, its ids are pad and end
-    seq_len:int=1024,  # Most positions
+    seq_len:int=1024,  # Maximum positions
     **kwargs           # Other settings of this 🤗 configuration
 ):
     "Configuration of a small model of a real architecture"
@@ -63,8 +63,8 @@ def new_config(
 
 # %% ../../nbs/reference/models.ipynb #86fa3823
 heads = dict(body=AutoModel, causal=AutoModelForCausalLM, masked=AutoModelForMaskedLM,
-             tokens=AutoModelForTokenClassification, rows=AutoModelForSequenceClassification,
-             spans=AutoModelForQuestionAnswering, **{'masked+nsp': AutoModelForPreTraining})
+             sequence_classification=AutoModelForSequenceClassification, token_classification=AutoModelForTokenClassification,
+             question_answering=AutoModelForQuestionAnswering, **{'masked+nsp': AutoModelForPreTraining})
 
 def _head(name):
     if name not in heads: raise LmftError(f"head '{name}' is unknown; use one of {', '.join(heads)}")
@@ -76,7 +76,7 @@ def new_model(
     size:str='tiny',     # 'tiny' or 'small'
     arch:str='llama',    # 'llama', 'qwen3', 'gpt2' or 'bert'
     head:str=None,       # Name in `heads`; None: 'masked' for bert, else 'causal'
-    seq_len:int=1024,    # Most positions
+    seq_len:int=1024,    # Maximum positions
     **kwargs             # Other settings, such as `num_labels`, `attn_implementation`, `tie_word_embeddings`
 ):
     "A model with random float32 weights (seed it first)"
@@ -88,7 +88,7 @@ def stop_ids(
     model,  # 🤗 or peft model
     tok,    # Its tokenizer
 ) -> list:
-    "Ids at which generation stops: the tokenizer's end token, the template's, and those of the checkpoint's settings"
+    "Ids at which generation stops: the tokenizer's EOS token, the template's, and those of the checkpoint's settings"
     more = getattr(getattr(base_of(model), 'generation_config', None), 'eos_token_id', None)
     more = more if isinstance(more, list) else [more]
     return sorted({i for i in [*stop_tokens(tok), *more] if i is not None})
@@ -110,16 +110,16 @@ def _filled(model, tok):
     if spare := unk or ('<|pad|>' if len(tok)<n else _no_text(tok, n)):
         tok = copy.deepcopy(tok)
         tok.pad_token = spare
-    else: warnings.warn('the tokenizer fills with its end token, before which 🤗 reads a score; add a pad token')
+    else: warnings.warn('the tokenizer fills with its EOS token, before which 🤗 reads a score; add a pad token')
     return tok
 
-def _gives_reward(base): return head_kind(base)=='rows' and base.config.num_labels==1
+def _gives_reward(base): return head_kind(base)=='sequence_classification' and base.config.num_labels==1
 
 # %% ../../nbs/reference/models.ipynb #60f36ca2
 def _as_read(model, tok):
     "The tokenizer as the model reads texts, so that 🤗 gives it the same tokens, and tells the texts of a pair apart"
     base,causal = base_of(model),is_causal(model)
-    if causal and (head_kind(base) not in ('rows', 'tokens', 'spans') or _gives_reward(base)): return tok
+    if causal and (head_kind(base) not in label_heads or _gives_reward(base)): return tok
     tok = copy.deepcopy(with_special_tokens(tok, causal, False))
     if getattr(base.config, 'type_vocab_size', 0)>1:
         tok.model_input_names = tok.init_kwargs['model_input_names'] = ['input_ids', 'token_type_ids', 'attention_mask']
@@ -147,7 +147,7 @@ def _tell(model, tok):
     base,stops = base_of(model),stop_ids(model, tok)
     config,settings = base.config.get_text_config(),getattr(base, 'generation_config', None)
     pad = tok.pad_token_id if (tok.pad_token_id or 0)<base.get_input_embeddings().weight.shape[0] else None
-    per_row = head_kind(base)=='rows'
+    per_row = head_kind(base)=='sequence_classification'
     if config.pad_token_id is None or per_row: config.pad_token_id = pad
     base.config.architectures = [type(base).__name__]
     if settings is not None: settings.pad_token_id,settings.eos_token_id = pad,stops if stops[1:] else stops[0]
@@ -267,9 +267,9 @@ def _load_whole(path, head, dtype=torch.float32, **kwargs):
     missing = sorted(info['missing_keys'])
     def is_new(n):
         inner = n.startswith(model.base_model_prefix+'.') and 'pooler' not in n
-        return not inner and head in ('tokens', 'rows', 'spans', 'masked', 'masked+nsp')
+        return not inner and head in (*label_heads, 'masked', 'masked+nsp')
     lost = [n for n in missing if not is_new(n)]
-    if lost and head=='spans':                                # 🤗 names the body otherwise in some models for spans
+    if lost and head=='question_answering':                # 🤗 names the body otherwise in some of these models
         body,info = _from_pretrained(path, 'body', dtype, **kwargs)
         lost = sorted(info['missing_keys'])
         setattr(model, model.base_model_prefix, body)
@@ -307,8 +307,8 @@ def adapter_config(
     raise LmftError(f'{path}: the adapter does not say which base model it belongs to')
 
 # %% ../../nbs/reference/models.ipynb #89ae3da3
-_kinds = dict(causal=('CausalLM', 'LMHeadModel', 'CAUSAL_LM'), rows=('SequenceClassification', 'SEQ_CLS'),
-              tokens=('TokenClassification', 'TOKEN_CLS'), spans=('QuestionAnswering', 'QUESTION_ANS'),
+_kinds = dict(causal=('CausalLM', 'LMHeadModel', 'CAUSAL_LM'), sequence_classification=('SequenceClassification', 'SEQ_CLS'),
+              token_classification=('TokenClassification', 'TOKEN_CLS'), question_answering=('QuestionAnswering', 'QUESTION_ANS'),
               masked=('MaskedLM',), **{'masked+nsp': ('PreTraining',)})
 
 def saved_head(
@@ -345,7 +345,7 @@ def _load_adapter(path, config, head, train, dtype, kwargs):
     if saved not in (None, head): raise LmftError(
         f"{path}: is an adapter of a {saved} model and cannot be loaded with head '{head}'; load it with head='{saved}', "
         'or add it into its base (lmft merge) and go on from what comes out')
-    if (tuned/'config.json').exists() and head in ('rows', 'tokens'):
+    if (tuned/'config.json').exists() and head in label_heads[:2]:
         known = read_config(tuned)
         kwargs = dict(id2label=known.id2label, label2id=known.label2id, **kwargs)
     whole = _load_whole(base, head, dtype, **kwargs)
@@ -361,7 +361,7 @@ def _load_adapter(path, config, head, train, dtype, kwargs):
 # %% ../../nbs/reference/models.ipynb #15457580
 def load_model(
     path,                  # Folder written by `save_pretrained`, adapter folder, or hub name
-    head:str='causal',     # Name in `heads`; 'tokens', 'rows', 'spans' and the nsp of 'masked+nsp' may start anew
+    head:str='causal',     # Name in `heads`; one of `label_heads` and the nsp of 'masked+nsp' may start anew
     train_adapter=False,   # An adapter's weights may move
     dtype=None,            # None: float32, to train; 'auto': that of the checkpoint, to use it; or a torch dtype
     **kwargs               # Settings, such as `num_labels` or `attn_implementation`

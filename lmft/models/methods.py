@@ -17,7 +17,7 @@ from collections import Counter
 
 from ..core import LmftError
 from .parts import (after_blocks, attention_matrices, base_of, blocks_of, count_params, feed_forward_ends,
-                               head_kind, head_of, mixer_inputs, new_modules)
+                               head_kind, head_of, max_positions, mixer_inputs, new_modules)
 from ..core import say_once
 import torch
 import torch.nn.functional as F
@@ -86,7 +86,7 @@ def _full(model, arg):
 def _head_only(model, arg):
     _no_arg('head', arg)
     if getattr(head_of(model), 'weight', None) is _word_vectors(model):
-        raise LmftError("method 'head': the head is tied to the token vectors and cannot be trained alone; use last:1")
+        raise LmftError("method 'head': the head is tied to the embeddings and cannot be trained alone; use last:1")
     model.requires_grad_(False)
     for m in [head_of(model), *map(base_of(model).get_submodule, new_modules(model))]: m.requires_grad_(True)
     return model
@@ -103,7 +103,8 @@ def _last(model, arg):
     return model
 
 # %% ../../nbs/reference/methods.ipynb #c23736ec
-peft_tasks = dict(rows='SEQ_CLS', tokens='TOKEN_CLS', spans='QUESTION_ANS', causal='CAUSAL_LM', seq2seq='SEQ_2_SEQ_LM')
+peft_tasks = dict(sequence_classification='SEQ_CLS', token_classification='TOKEN_CLS', question_answering='QUESTION_ANS',
+                  causal='CAUSAL_LM', seq2seq='SEQ_2_SEQ_LM')
 
 def add_adapter(
     model,  # 🤗 model without an adapter
@@ -174,7 +175,7 @@ def lora_targets(
     raise LmftError(f'{type(model).__name__}: no {what} is found in its blocks; they hold {seen}. Give targets a regular expression')
 
 def _no_lora(model):
-    "Families whose fused kernels read W_out behind LoRA's back; peft refuses it there"
+    "Families whose fused kernels read W_out behind LoRA's back; peft rejects it there"
     return model.config.model_type in ('falcon_h1', 'mamba', 'mamba2', 'falcon_mamba', 'nemotron_h')
 
 # %% ../../nbs/reference/methods.ipynb #09b94ab4
@@ -227,11 +228,14 @@ def _all_logits(model, input_ids):
 
 @torch.no_grad()
 def merge_adapter(
-    model,      # peft model
-    input_ids,  # Tokens to compare on, (sequences, tokens)
-    dtype=None, # torch dtype that the sums are rounded to; None: they are not
+    model,          # peft model
+    input_ids=None, # Tokens to compare on, (sequences, tokens); None: 8 × 64 random ones
+    dtype=None,     # torch dtype that the sums are rounded to; None: they are not
 ):
     "The plain model, head included, with the adapter added in, and `{max_logit_diff, kl}` between the two on `input_ids`"
+    if input_ids is None:
+        n = model.get_input_embeddings().weight
+        input_ids = torch.randint(len(n), (8, min(64, (max_positions(model) or 66)-2)), device=n.device)
     before = _all_logits(model, input_ids)
     try: merged = model.merge_and_unload()
     except (AttributeError, NotImplementedError, ValueError) as e:

@@ -64,24 +64,24 @@ class HFModel(nn.Module):
         super().__init__()
         self.hf,self.amp = hf,None                              # amp: dtype of matrix products, set by `Precision`
         self.kind,self.causal,self.first = head_kind(hf),is_causal(hf),first_position(hf)
-        self.per_row,self.spans = self.kind=='rows',self.kind=='spans'
+        self.per_row,self.spans = self.kind=='sequence_classification',self.kind=='question_answering'
 
     def forward(self, batch):
-        if 'window' in batch: return _cat([self(inputs) for inputs,*_ in batch['window']])
+        if 'group' in batch: return _cat([self(inputs) for inputs,*_ in batch['group']])
         b = model_inputs(self.hf, batch, self.causal)
         with torch.autocast(b['input_ids'].device.type, self.amp, enabled=self.amp is not None):
-            out = self._logits(b, batch['keep'])
+            out = self._logits(b, batch['loss_mask'])
         return tuple(o.float() for o in out) if isinstance(out, tuple) else out.float()
 
 # %% ../../nbs/reference/wrapper.ipynb #c6ff532e
 @patch
-def _logits(self:HFModel, b, keep):
+def _logits(self:HFModel, b, loss_mask):
     if self.spans: return self._ends(self.hf(**b), b['attention_mask'])
     how = getattr(base_of(self.hf).config, 'lmft_pooling', None)                      # None: as the class of 🤗 does
     if self.per_row and not self.causal: return pooled_logits(self.hf, b, how) if how else self.hf(**b).logits
     head = head_of(self.hf)
-    def own(h): return h[:, -keep.shape[1]:]                                          # a soft prompt stands before
-    def kept(h): return own(h)[keep]
+    def own(h): return h[:, -loss_mask.shape[1]:]                                          # a soft prompt stands before
+    def kept(h): return own(h)[loss_mask]
     if self.per_row:
         def seq(h): return pool(own(h), b['attention_mask'], how).to(h.dtype) if how else kept(h)
         if not virtual_tokens(self.hf): return head(seq(body_of(self.hf)(**b)[0]))
@@ -123,7 +123,7 @@ def _gap(logits, docs):
 def _row(docs, device):
     "Documents end to end, positions counted anew in each"
     ids,pos = torch.cat(docs)[None],torch.cat([torch.arange(len(d)) for d in docs])[None]
-    row = dict(input_ids=ids, position_ids=pos, keep=torch.ones_like(ids, dtype=torch.bool))
+    row = dict(input_ids=ids, position_ids=pos, loss_mask=torch.ones_like(ids, dtype=torch.bool))
     if len(docs)==1: row['attention_mask'] = torch.ones_like(ids)                # alone, as 🤗 sees it: the truth
     return {k: v.to(device) for k,v in row.items()}
 

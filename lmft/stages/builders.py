@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-from ..check.doctor import checks, examine, refuse
+from ..check.doctor import checks, examine, reject
 from ..core import BadRecord, LmftError, dtypes, pick_device, pick_precision, set_seed
 from ..data.loaders import LMDL
 from ..data.tokenizers import load_tokenizer, train_tokenizer
@@ -30,7 +30,7 @@ from ..data.templates import named_template
 from ..generation import encode_prompt
 from ..models.gguf import as_folder
 from ..models.loading import archs, load_model, new_model, saved_head, sizes
-from ..models.methods import check_method
+from ..models.methods import check_method, merge_adapter
 from ..models.parts import base_of, max_positions, virtual_tokens
 from ..models.wrapper import choose_packing
 from . import defaults as options
@@ -229,7 +229,7 @@ _all_but_ids = set(checks)-{'ids beyond the embedding'}
 
 def _examined(known):
     "Let the doctor look at all that is known; it changes nothing, not even the state of random numbers"
-    with torch.random.fork_rng(): refuse(examine(**known))
+    with torch.random.fork_rng(): reject(examine(**known))
 
 # %% ../../nbs/reference/builders.ipynb #8249dc55
 def prepare(
@@ -266,7 +266,7 @@ def prepare(
 def stage_learner(
     stage:str,    # Name in `stages`
     data,         # Path(s), list of records, 🤗 dataset, or DataLoaders
-    model,        # Folder of a run, a model or an adapter, hub name, 🤗 model, or 'tiny' or 'small' where one is made
+    model,        # Folder of a run, model or adapter, hub name, file.gguf, pkg:NAME, 🤗 model, or 'tiny' or 'small' for a new one
     *,
     tok=None,     # Tokenizer; None: that of the model
     metrics=None, # Metrics of the validation set; None: those of the stage
@@ -418,7 +418,7 @@ def load_reward(
     known = json.loads(config.read_text()) if config.exists() else {}
     if not str((known.get('architectures') or ['?'])[0]).endswith('ForSequenceClassification'):
         raise LmftError(f'{path}: is no reward model; make one with lmft reward')
-    tok,model = load_tokenizer(path),load_model(path, 'rows')
+    tok,model = load_tokenizer(path),load_model(path, 'sequence_classification')
     if model.config.num_labels!=1: raise LmftError(f'{path}: gives {model.config.num_labels} numbers; a reward is one')
     return partial(reward_scores, model.to(device), tok)
 
@@ -436,15 +436,15 @@ def _that_fit(prompts, tok, model, max_new_tokens, report):
         n = len(encode_prompt(as_asked(p, tok), tok))
         if not most or n+max_new_tokens<=most: kept.append(p); continue
         e = BadRecord(f'has {n} tokens, which leaves no room for {max_new_tokens} more among {most} positions',
-                      record=i+1, field='prompt', mend='shorten it or skip it with on_bad skip')
+                      record=i+1, field='prompt', hint='shorten it or skip it with on_bad skip')
         if report.on_bad!='skip': raise e
         report.bad.append(e)
     return kept
 
 # %% ../../nbs/reference/builders.ipynb #18d9d0c1
 def _rollout_scores(learn, valid, out=None):
-    "Figures of the rounds of a learner that samples its own data"
-    rounds = learn.rollouts.rows
+    "Metrics of the rounds of a learner that samples its own data"
+    rounds = learn.rollouts.history
     return dict(reward_before=rounds[0]['reward'], reward_after=rounds[-1]['reward'], kl=rounds[-1]['kl'])
 
 stages['ppo'] = Stage('ppo', 'Let a model answer, let a reward judge, and make the better answers more probable', 'causal',
@@ -531,3 +531,12 @@ def load_learner(
     learn.stage = next((s for s in stages.values() if s.head==head), None)
     learn.model.eval()
     return learn
+
+# %% ../../nbs/reference/builders.ipynb #2726621d
+@patch
+def merge(self:LMLearner) -> dict:  # max_logit_diff and kl of the merged model from the adapter, on random tokens
+    "Add the adapter into the weights of its base, for inference: `predict` and `save` then use a plain model"
+    if not isinstance(self.hf, PeftModel): raise LmftError('the model has no adapter, so there is nothing to merge')
+    self.model.hf,found = merge_adapter(self.hf)
+    self.opt = None
+    return found

@@ -38,7 +38,7 @@ def _kind(y, i):
     if isinstance(y, (list, tuple)): return 'multi_label_classification'
     if isinstance(y, (str, int)): return 'single_label_classification'
     if isinstance(y, Real) and math.isfinite(y): return 'regression'
-    raise BadRecord(f'is {y!r}', record=i+1, field='label', mend='give a name, a number, or a list of names')
+    raise BadRecord(f'is {y!r}', record=i+1, field='label', hint='give a name, a number, or a list of names')
 
 def problem_of(
     records:list,  # With `label`: a str or int, a list of them, or a float
@@ -46,14 +46,14 @@ def problem_of(
     "What labels ask for: `single_label_classification`, `multi_label_classification` or `regression`"
     if not records: raise LmftError('there is no labelled record')
     for i,r in enumerate(records):
-        if 'label' not in r: raise BadRecord('is missing', record=i+1, field='label', mend='give each record a label')
+        if 'label' not in r: raise BadRecord('is missing', record=i+1, field='label', hint='give each record a label')
     kinds = [_kind(r['label'], i) for i,r in enumerate(records)]
     number = 'regression' in kinds and all(isinstance(r['label'], Real) for r in records)
     odd = next((i for i,k in enumerate(kinds) if k!=kinds[0]), None)
     if number: _say_whole({r['label'] for r in records})
     elif odd is not None:
         raise BadRecord(f"is {records[odd]['label']!r}, but the first record has {records[0]['label']!r}", record=odd+1,
-                        field='label', mend='give all records names, or all lists of names, or all numbers')
+                        field='label', hint='give all records names, or all lists of names, or all numbers')
     return 'regression' if number else kinds[0]
 
 def _say_whole(values):
@@ -73,11 +73,11 @@ def labels_of(
     for i,y in ys:
         if not isinstance(y, (str, int)) or isinstance(y, str)!=isinstance(ys[0][1], str):
             raise BadRecord(f'is {y!r}, but the first is {ys[0][1]!r}', record=i+1, field='label',
-                            mend='give names alone or whole numbers alone')
+                            hint='give names alone or whole numbers alone')
     for i,r in enumerate(records if many else []):
         if len(set(r['label']))<len(r['label']):
             raise BadRecord(f"is {r['label']!r}, which names a class twice", record=i+1, field='label',
-                            mend='list the names of the classes, not a 0 or 1 for each')
+                            hint='list the names of the classes, not a 0 or 1 for each')
     names = [str(y) for y in sorted({y for _,y in ys})]
     if len(names)<2-many:
         raise LmftError(f'all {len(records)} labels are {names}; a classifier needs two classes')
@@ -88,7 +88,7 @@ def label_config(
     labels:list,       # Names of classes or tags
     problem:str=None,  # 🤗's `problem_type`; None: it is left open, as for tags
 ) -> dict:             # id2label, label2id, problem_type
-    "Settings that make a model remember its classes: `load_model(path, 'rows', **label_config(labels))`"
+    "Settings that make a model remember its classes: `load_model(path, 'sequence_classification', **label_config(labels))`"
     if problem=='regression': return dict(num_labels=1, problem_type=problem)
     names = dict(id2label=dict(enumerate(labels)), label2id={y: i for i,y in enumerate(labels)})
     return dict(names, problem_type=problem) if problem else names
@@ -129,7 +129,7 @@ def with_label_names(
         if isinstance(y, (list, tuple)): return [named(v, i) for v in y]
         if (name := label_name(y, names)) in names: return name
         raise BadRecord(f'is {y!r}', record=i+1, field='label',
-                        mend=f"label_names has {len(names)} names, so use a number from 0 to {len(names)-1}, or one of {', '.join(names)}")
+                        hint=f"label_names has {len(names)} names, so use a number from 0 to {len(names)-1}, or one of {', '.join(names)}")
     return [dict(r, label=named(r['label'], i)) if 'label' in r else r for i,r in enumerate(records)]
 
 # %% ../../nbs/reference/classification.ipynb #c66886c1
@@ -282,7 +282,7 @@ usual_help = 'what usually helps: more records, a pretrained base, another learn
 def chance_line(
     score:float,           # Share of the records that is right
     n:int,                 # Records
-    chance:float,          # Share that guessing gets right: the commonest class, or .5 for pairs
+    chance:float,          # Share that guessing gets right: the majority class, or .5 for pairs
     name:str='accuracy',   # What the score is called
 ):                         # str, or None where the score beats chance
     "One line where a score does not beat guessing by more than luck explains (one-sided binomial test, p > .05)"

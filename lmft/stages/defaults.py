@@ -183,7 +183,7 @@ def fit_options(
     compile:bool=False,             # torch.compile: first steps that take long, then faster ones; needs a C++ compiler
     dtype:Literal['auto', 'fp32', 'bf16', 'fp16']='auto',  # Of the saved weights (auto: as the checkpoint came; new models: fp32)
     log:Literal['none', 'wandb']='none',  # Where the figures go besides the folder
-    resume:bool=False,              # Go on with a run that was interrupted, to the same weights
+    resume:bool=False,              # Continue a run that was interrupted, to the same weights
     overwrite:bool=False,           # Replace an earlier run in the folder
 ): "Options of a run"
 

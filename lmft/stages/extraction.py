@@ -58,7 +58,7 @@ def ner_examples(
     records:list,    # With `tokens` (words) and `tags`
     tok,             # Tokenizer with offsets
     model,           # Model that knows the tags
-    seq_len:int=256, # Most tokens of a window
+    seq_len:int=256, # Maximum tokens of a window
 ) -> list:
     "The tag of each word, at its last token for a causal model, at its first for an encoder"
     ids = [label_ids(model, r['tags'], i, 'tags') for i,r in enumerate(records)]
@@ -68,10 +68,10 @@ def ner_examples(
 # %% ../../nbs/learn/06_extraction.ipynb #ca77c972
 def ner_dls(
     train:list,      # Records with `tokens` and `tags`
-    valid:list,      # Records to validate on; a tag that no training record has is refused
+    valid:list,      # Records to validate on; a tag that no training record has is rejected
     tok,             # Tokenizer with offsets
     model,           # Model with a head for tokens, which knows the tags
-    seq_len:int=256, # Most tokens of a window
+    seq_len:int=256, # Maximum tokens of a window
     **kwargs         # Other arguments of `lm_dls`: `bs`, `n_acc`, `seed`, `device`
 ):
     "DataLoaders for the tagging of words; sentences of all lengths share a batch"
@@ -99,7 +99,7 @@ def EntityF1(
     "`entity_f1` over the rows of a validation set; a sentence in several windows counts as several"
     names = base_of(model).config.id2label
     def _sums(learn):
-        n = learn.xb[0]['keep'].sum(1).tolist()
+        n = learn.xb[0]['loss_mask'].sum(1).tolist()
         rows = [[[names[i] for i in row.tolist()] for row in v.split(n)] for v in (learn.pred.argmax(-1), learn.yb[0])]
         return list(sum(_entity_counts(p, y) for p,y in zip(*rows)))
     return SumMetric(_sums, _f1, 'entity_f1')
@@ -109,7 +109,7 @@ def predict_tags(
     model,           # Tuned model with a head for tokens
     tok,             # Its tokenizer
     sentences:list,  # Lists of words
-    seq_len:int=256, # Most tokens of a window
+    seq_len:int=256, # Maximum tokens of a window
     **kwargs         # Other arguments of `predict`
 ) -> list:           # Of lists of tags
     "A tag for each word; O for a word that the tokenizer drops"
@@ -154,7 +154,7 @@ def gazetteer(
     records:list,   # With `tokens` and `tags`
     sentences:list, # Lists of words
 ) -> list:          # Of lists of tags
-    "The plain baseline: each word's commonest tag in `records`, O for a word that they do not have"
+    "The plain baseline: each word's most frequent tag in `records`, O for a word that they do not have"
     seen = defaultdict(Counter)
     for r in records:
         for w,t in zip(r['tokens'], r['tags']): seen[w][t] += 1

@@ -73,7 +73,7 @@ def label_ids(model, ys, i, field):
     for y in ys:
         if y not in known:
             raise BadRecord(f'is {y!r}, which no training record has', record=i+1, field=field,
-                            mend=f"use one of {', '.join(map(str, known))}, or train on it too")
+                            hint=f"use one of {', '.join(map(str, known))}, or train on it too")
     return [known[y] for y in ys]
 
 # %% ../../nbs/learn/05_finetuning.ipynb #f70acf42
@@ -87,9 +87,9 @@ def class_target(
     if problem=='single_label_classification': return torch.tensor(label_ids(model, [y], i, 'label')[0])
     if problem=='regression':
         if isinstance(y, Real) and math.isfinite(y): return torch.tensor(float(y))
-        raise BadRecord(f'is {y!r}, but the model gives a number', record=i+1, field='label', mend='give a number')
+        raise BadRecord(f'is {y!r}, but the model gives a number', record=i+1, field='label', hint='give a number')
     if not isinstance(y, (list, tuple)):
-        raise BadRecord(f'is {y!r}, but the model gives several classes', record=i+1, field='label', mend='give a list')
+        raise BadRecord(f'is {y!r}, but the model gives several classes', record=i+1, field='label', hint='give a list')
     target = torch.zeros(base_of(model).config.num_labels)
     target[label_ids(model, y, i, 'label')] = 1.
     return target
@@ -121,7 +121,7 @@ def classify_examples(
     typed = paired and getattr(base_of(model).config, 'type_vocab_size', 0)>1
     exs = []
     for i,(r,e) in enumerate(zip(records, encodings)):
-        if all(e.special_tokens_mask): raise BadRecord('is empty', record=i+1, field='text', mend='give a text')
+        if all(e.special_tokens_mask): raise BadRecord('is empty', record=i+1, field='text', hint='give a text')
         y = class_target(r, model, i) if 'label' in r else torch.tensor(0)
         label = y.item() if problem_type(model)=='single_label_classification' else 0
         ex = labelled_example(e.ids, {len(e.ids)-1: label}, e.type_ids if typed else None)
@@ -150,7 +150,7 @@ class ClassDL(LMDL):
     def show_batch(self, b=None, max_n:int=6, max_tokens:int=100, outs=None, **kwargs):
         "Texts and labels of the first records of a batch, with predictions where there are some"
         inputs,y = b or self.one_batch()
-        if 'window' in inputs: inputs,y = inputs['window'][0]
+        if 'group' in inputs: inputs,y = inputs['group'][0]
         ids = [i[m>0][:max_tokens] for i,m in zip(inputs['input_ids'], inputs['attention_mask'])]
         df = pd.DataFrame(dict(text=self.tok.batch_decode(ids[:max_n]), label=[*map(self.name_of, y[:max_n])]))
         display(df if outs is None else df.assign(prediction=[*map(self.name_of, outs[:max_n])]))
@@ -164,7 +164,7 @@ def row_dls(
     train:list,  # Examples whose labels stand at the token itself
     valid:list,  # Examples to validate on
     tok,         # Tokenizer, for padding
-    seq_len:int, # Most tokens of a row
+    seq_len:int, # Maximum tokens of a row
     **kwargs     # Other arguments of `lm_dls`: `bs`, `n_acc`, `seed`, `device`
 ):
     "DataLoaders of one example a row, like lengths together"
@@ -229,7 +229,7 @@ def predict(
             idxs = order[j:j+bs]
             inputs,_ = make_batch([[examples[i]] for i in idxs], tok.pad_token_id, packed=False, shift=False, left=left)
             pred = wrapped({k: v.to(model.device) for k,v in inputs.items()}).cpu()
-            for i,v in zip(idxs, pred.split(inputs['keep'].sum(1).tolist())):
+            for i,v in zip(idxs, pred.split(inputs['loss_mask'].sum(1).tolist())):
                 out[i] = v[:, :len(examples[i]['input_ids'])] if wrapped.spans else v
     return out
 

@@ -41,7 +41,7 @@ def score_records(
 ) -> list:
     "The records with prediction, probabilities and loss"
     for i,r in enumerate(records):
-        if 'label' not in r: raise BadRecord('is missing', record=i+1, field='label', mend='give labels to score against')
+        if 'label' not in r: raise BadRecord('is missing', record=i+1, field='label', hint='give labels to score against')
     names = [*base_of(model).config.id2label.values()]
     if problem_type(model)=='single_label_classification': records = [dict(r, label=label_name(r['label'], names)) for r in records]
     return _scored(model, tok, classify_examples(records, tok, model, seq_len), **kwargs)

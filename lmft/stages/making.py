@@ -89,7 +89,7 @@ def _fill(template, record, n):
     try: return {k: v.format(**record) for k,v in {'input': '', **template}.items()}
     except (KeyError, IndexError, AttributeError, TypeError, ValueError) as e:
         raise BadRecord(f"the template {template} cannot be filled ({type(e).__name__} {e})", record=n,
-                        mend=f"it has the fields {', '.join(record)}") from e
+                        hint=f"it has the fields {', '.join(record)}") from e
 
 # %% ../../nbs/reference/making.ipynb #745a7e36
 def from_templates(

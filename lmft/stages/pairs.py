@@ -96,7 +96,7 @@ class PairDL(LMDL):
         sides = [e for p in pairs for e in p]
         inputs,tokens = super()._collate([[e] for e in sides])
         ref = torch.tensor([e.get('ref', math.nan) for e in sides])
-        return inputs, ref.view(-1, 2), tokens, inputs['keep'].sum(1).view(-1, 2)
+        return inputs, ref.view(-1, 2), tokens, inputs['loss_mask'].sum(1).view(-1, 2)
 
 class RewardDL(LMDL):
     "Batches of `bs` pairs: `({inputs}, decided (pairs, 2))`; 1 if one answer is better, 0 for a tie"
@@ -199,11 +199,11 @@ class Reference(Callback):
     ): self.ref_model = ref_model
 
     def before_batch(self):
-        window = self.xb[0].get('window')
-        micros = window or [(self.xb[0], *self.yb)]
+        group = self.xb[0].get('group')
+        micros = group or [(self.xb[0], *self.yb)]
         with nullcontext(self.ref_model) if self.ref_model else disabled(self.model.hf) as ref:
             refs = [answer_logps(ref, inputs, tokens, n, self.model.amp) for inputs,_,tokens,n in micros]
-        if window: window[:] = [(inputs, ref, *targets) for (inputs,_,*targets),ref in zip(window, refs)]
+        if group: group[:] = [(inputs, ref, *targets) for (inputs,_,*targets),ref in zip(group, refs)]
         self.learn.yb = torch.cat(refs), *self.yb[1:]
 
 # %% ../../nbs/reference/pairs.ipynb #79fee2b7

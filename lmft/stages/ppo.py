@@ -47,10 +47,10 @@ class ActorCritic(HFModel):
         self.value = nn.Linear(head_of(hf).in_features, 1, device=hf.device)
         for p in self.value.parameters(): nn.init.zeros_(p)
 
-    def _logits(self, b, keep):
+    def _logits(self, b, loss_mask):
         seen = []
         with head_of(self.hf).register_forward_hook(lambda m,args,out: seen.append(args[0].detach())):
-            logits = super()._logits(b, keep)
+            logits = super()._logits(b, loss_mask)
         return logits, self.value(seen[0].float()).squeeze(-1)
 
 # %% ../../nbs/reference/ppo.ipynb #cea2e909
@@ -59,10 +59,10 @@ class RolloutDL(LMDL):
     def __init__(self,
         dataset:list,         # Rollouts of the round, replaced in place
         n_rollouts:int=0,     # Number of rollouts per round
-        passes:int=1,         # PPO epochs per round
+        num_ppo_epochs:int=1,         # PPO epochs per round
         **kwargs              # Other arguments of `LMDL`
     ):
-        super().__init__(dataset, n=n_rollouts*passes, **kwargs)
+        super().__init__(dataset, n=n_rollouts*num_ppo_epochs, **kwargs)
         self.n_rollouts = n_rollouts
 
     def __iter__(self): return super().__iter__() if self.n else iter(())        # torch's iterator would use a random number
@@ -90,14 +90,14 @@ class Rollouts(Callback):
         beta:float=.05,         # KL coefficient: reward units per nat
         gamma:float=1.,         # As in `gae`
         lam:float=.95,          # As in `gae`
-        no_end:float=1.,        # Missing EOS penalty: subtracted from the reward of a cut answer
+        missing_eos_penalty:float=1.,        # Missing EOS penalty: subtracted from the reward of a cut answer
         seed:int=0,             # Decides the prompts of each round
     ):
         store_attr()
-        self.rows = []
+        self.history = []
     def prompts_of(self, i): return random.Random(f'{self.seed}-{i}').sample(self.prompts, self.n)
     def before_fit(self): self.fit_amp = self.model.amp
-    def before_train(self): self.dls.train.dataset[:] = self.sample_round(self.prompts_of(len(self.rows)))
+    def before_train(self): self.dls.train.dataset[:] = self.sample_round(self.prompts_of(len(self.history)))
     def after_fit(self):
         self.model.amp = self.fit_amp                                # `Precision` has already removed it
         self.sample_round(self.prompts_of(0))                             # the first prompts again, for comparison
@@ -113,7 +113,7 @@ def sample_round(self:Rollouts,
     self._score(rollouts)
     self._measure(rollouts)
     self._estimate(rollouts)
-    self.rows.append(_figures(rollouts))
+    self.history.append(_metrics(rollouts))
     return rollouts
 
 # %% ../../nbs/reference/ppo.ipynb #3b8684ea
@@ -127,7 +127,7 @@ def _score(self:Rollouts, rollouts):
     for r,score in zip(rollouts, map(float, scores)):
         if not math.isfinite(score):
             raise LmftError(f"the reward of the answer {r['answer']!r} is {score}; it must be a finite number")
-        r |= dict(score=score, reward=score-self.no_end*(not r['ended']))
+        r |= dict(score=score, reward=score-self.missing_eos_penalty*(not r['ended']))
 
 @patch
 def _measure(self:Rollouts, rollouts):
@@ -152,7 +152,7 @@ def _estimate(self:Rollouts, rollouts):
     for r,advantages in zip(rollouts, white.split([len(r['logps']) for r in rollouts])): r['advantages'] = advantages
 
 # %% ../../nbs/reference/ppo.ipynb #d743561a
-def _figures(rollouts):
+def _metrics(rollouts):
     "Metrics of a round: means over answers, entropy over tokens, and a sample"
     n = len(rollouts)
     def cat(k): return torch.cat([r[k] for r in rollouts])
@@ -167,12 +167,12 @@ def _figures(rollouts):
 def state(self:Rollouts) -> dict:
     "The metrics so far and the rollouts of this round, as plain lists"
     rollouts = self.dls.train.dataset
-    return dict(rows=self.rows, rollouts=[{k: r[k].tolist() for k in self.columns} for r in rollouts])
+    return dict(history=self.history, rollouts=[{k: r[k].tolist() for k in self.columns} for r in rollouts])
 
 @patch
 def set_state(self:Rollouts, state):
     "Continue from a result of `state`"
-    self.rows = state['rows']
+    self.history = state['history']
     self.dls.train.dataset[:] = [{k: torch.tensor(v) for k,v in r.items()} for r in state['rollouts']]
 
 # %% ../../nbs/reference/ppo.ipynb #33990b64
@@ -199,10 +199,10 @@ def _policy(model, method, ref_model, method_options):
     return policy, ref_model and ref_model.requires_grad_(False)
 
 # %% ../../nbs/reference/ppo.ipynb #4cc6ae71
-def _rollout_dls(tok, n, passes, bs, n_acc, seed, device):
+def _rollout_dls(tok, n, num_ppo_epochs, bs, n_acc, seed, device):
     "A loader for the future rollouts, and an empty loader for validation"
     kw = dict(tok=tok, bs=bs, packed=False, device=device)
-    train = RolloutDL([], n, passes, n_acc=n_acc, shuffle=True, seed=seed, **kw)
+    train = RolloutDL([], n, num_ppo_epochs, n_acc=n_acc, shuffle=True, seed=seed, **kw)
     return DataLoaders(train, RolloutDL([], **kw), device=device)
 
 # %% ../../nbs/reference/ppo.ipynb #24f9ac24
@@ -214,7 +214,7 @@ def ppo_from_prompts(
     method:str='lora',      # What is trained, as in `trainable`
     ref_model=None,         # Frozen reference; None: the model as it is now
     n:int=64,               # Prompts per round
-    passes:int=2,           # PPO epochs per round (TRL: `num_ppo_epochs`)
+    num_ppo_epochs:int=2,           # PPO epochs per round (TRL: `num_ppo_epochs`)
     bs:int=32,              # Answers in a (micro-)batch
     n_acc:int=1,            # Micro-batches in an optimiser step
     clip:float=.2,          # As in `ppo_loss`
@@ -226,15 +226,15 @@ def ppo_from_prompts(
     method_options=None,    # Options of the method, such as dict(alpha=32) of LoRA
     **kwargs                # Other arguments of `Rollouts`
 ):
-    "A Learner whose epochs are rounds of sampling and updating; `learn.rollouts.rows` has their metrics"
+    "A Learner whose epochs are rounds of sampling and updating; `learn.rollouts.history` has their metrics"
     if len(prompts)<n: raise LmftError(f'a round takes {n} prompts, but there are {len(prompts)}; give more or lower n')
     device = device or pick_device()
     policy,ref_model = _policy(model.to(device), method, ref_model, method_options)
     rollouts = Rollouts(tok, [as_asked(p, tok) for p in prompts], reward, ref_model, n, seed=seed, **kwargs)
-    figures = [ValueMetric(lambda k=k: rollouts.rows[-1][k], k) for k in ('reward', 'kl', 'entropy', 'length')]
+    figures = [ValueMetric(lambda k=k: rollouts.history[-1][k], k) for k in ('reward', 'kl', 'entropy', 'length')]
     own = [cb() for name,cb in method_cbs.items() if name==method.partition(':')[0]]
     loss = partial(ppo_loss, clip=clip, value_weight=value_weight)
-    learn = lm_learner(_rollout_dls(tok, n, passes, bs, n_acc, seed, device), ActorCritic(policy), loss,
+    learn = lm_learner(_rollout_dls(tok, n, num_ppo_epochs, bs, n_acc, seed, device), ActorCritic(policy), loss,
                        metrics=[*figures, _clipped(clip)], lr=lr or usual_lr(policy, method)/2, wd=0.,
                        cbs=[NoDropout(), rollouts, *own, *L(cbs)])
     learn.recorder.train_metrics = True

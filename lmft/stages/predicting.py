@@ -9,7 +9,7 @@ Docs: https://lmft-org.github.io/lmft/reference/predicting.html.md"""
 
 # %% auto #0
 __all__ = ['made_for', 'open_for', 'table_rows', 'records_for', 'records_that_fit', 'predictions', 'free_file',
-           'predict_in_parts', 'prediction_figures', 'write_predictions']
+           'predict_in_parts', 'prediction_metrics', 'write_predictions']
 
 # %% ../../nbs/reference/predicting.ipynb #20e2a732
 import csv, io, json
@@ -96,7 +96,7 @@ def records_for(
     on_bad='error',   # 'skip': leave out rows without the fields
     bad:list=None,    # Gets the `BadRecord`s that were left out
 ) -> list:            # Of (row, record): the row as it was, and what the model reads
-    "Rows beside the records that a task reads; a row without the fields is refused"
+    "Rows beside the records that a task reads; a row without the fields is rejected"
     names,found = _renamed(columns),[]
     for i,row in enumerate(rows):
         missing = [v for v in names.values() if v not in row]
@@ -104,7 +104,7 @@ def records_for(
         needs = next((f for f in _needs[task] if all(k in record for k in f)), None)
         blank = [k for k in needs or () if not record[k] or isinstance(record[k], str) and not record[k].strip()]
         if needs and not missing and not blank: found.append((row, record))
-        elif blank: _leave_out(BadRecord('is empty', path, record=i+1, field=blank[0], mend='give a text'), on_bad, bad)
+        elif blank: _leave_out(BadRecord('is empty', path, record=i+1, field=blank[0], hint='give a text'), on_bad, bad)
         else: _leave_out(_no_fields(task, row, path, i, missing), on_bad, bad)
     if not found: raise LmftError(f'{path}: holds no record that can be used; the first: {bad[0]}')
     return found
@@ -114,7 +114,7 @@ def _no_fields(task, row, path, i, missing):
     wanted = ' or '.join(' + '.join(f) for f in _needs[task])
     need = f"--columns names {missing[0]}" if missing else f'{task} needs {wanted}'
     return BadRecord(f"has the fields {', '.join(row)}; {need}", path, record=i+1,
-                     mend=f'name its column, such as --columns {_needs[task][-1][0]}={next(iter(row))}')
+                     hint=f'name its column, such as --columns {_needs[task][-1][0]}={next(iter(row))}')
 
 # %% ../../nbs/reference/predicting.ipynb #d92ecd25
 def records_that_fit(
@@ -140,7 +140,7 @@ def records_that_fit(
             n = len(encode_prompt(prompt_of(r, bool(tok.chat_template)), tok))+virtual_tokens(model)
             if n+max_new_tokens>most: faults[i] = BadRecord(
                 f'is a prompt of {n} tokens, and {max_new_tokens} new ones exceed the {most} positions of the model', record=i+1,
-                mend='shorten it, take a smaller max_new_tokens, or leave it out with on_bad skip')
+                hint='shorten it, take a smaller max_new_tokens, or leave it out with on_bad skip')
     for i,e in faults.items():
         e.record = 1+next(k for k,row in enumerate(rows) if row is pairs[i][0])
         _leave_out(placed(e, path=path), on_bad, bad)
@@ -171,7 +171,7 @@ def free_file(
     out = Path(o['out'])
     if out.is_dir(): raise LmftError(f'{out}: is a folder; --out is a file here, such as {out}/predictions.jsonl')
     if o['resume'] and o['overwrite']:
-        raise LmftError('--resume goes on with a run, --overwrite replaces it; give one of them')
+        raise LmftError('--resume continues a run, --overwrite replaces it; give one of them')
     own = {'.csv'} if str(o['data']).lower().removesuffix('.gz').endswith('.csv') else set()
     if out.suffix.lower() not in {'.jsonl'} | own:
         raise LmftError(f"{out}: predictions are written as {' or '.join(sorted(own | {'.jsonl'}))}")
@@ -179,7 +179,7 @@ def free_file(
     if out.exists() and not o['resume']:
         raise LmftError(f'{out}: is there already; take another name or replace it with --overwrite')
     if _part(out).exists() and not (o['resume'] or o['overwrite']):
-        raise LmftError(f'{out}: a run was interrupted; go on with --resume or begin again with --overwrite')
+        raise LmftError(f'{out}: a run was interrupted; continue with --resume or begin again with --overwrite')
     return out
 
 # %% ../../nbs/reference/predicting.ipynb #f3ac48fe
@@ -189,7 +189,7 @@ def predict_in_parts(
     records:list,  # Of (row, record)
     task:str,      # classify, ner, qa or generate
     out:Path,      # File that the predictions are for
-    config:dict,   # What the run was asked for; a run with another one is not gone on with
+    config:dict,   # What the run was asked for; a run with another one is not continued
     resume=False,  # Go on behind the batches that are done
     every:int=256, # Records of a part
     **kwargs       # Of `predict_records`
@@ -215,7 +215,7 @@ def predict_in_parts(
     return done
 
 # %% ../../nbs/reference/predicting.ipynb #5ff3d1c9
-def prediction_figures(
+def prediction_metrics(
     records:list,      # Of dict; figures are of those that have labels
     found:list,        # Their predictions
     task:str,          # classify, ner, qa or generate
@@ -252,7 +252,7 @@ def write_predictions(
         with atomic_write(out.with_name(out.name+'.bad_records.jsonl')) as f:
             f.writelines(json.dumps(b.as_dict())+'\n' for b in bad)
     _part(out).unlink(missing_ok=True)
-    figures = prediction_figures([r for _,r in records], found, task)
+    figures = prediction_metrics([r for _,r in records], found, task)
     return dict(records=len(rows), **figures, **(dict(bad_records=len(bad)) if bad else {}))
 
 def _as_csv(rows):

@@ -39,7 +39,7 @@ def as_records(
     if items and all(isinstance(o, os.PathLike) for o in items): return list(read_records(items))
     for i,o in enumerate(items):
         if not isinstance(o, (str, dict)):
-            raise BadRecord(f'is of type {type(o).__name__}', record=i+1, mend='give texts, or records as dicts')
+            raise BadRecord(f'is of type {type(o).__name__}', record=i+1, hint='give texts, or records as dicts')
     records = [dict(text=o) if isinstance(o, str) else o for o in items]
     if not records: raise LmftError('there is nothing to predict on')
     feature = getattr(data, 'features', {}).get('label')          # a 🤗 dataset knows the names of its classes
@@ -82,7 +82,7 @@ def _need(records, *kinds):
     for i,r in enumerate(records):
         if not any(all(r.get(f) is not None for f in k.split()) for k in kinds):
             need = ', or '.join(k.replace(' ', ' and ') for k in kinds)
-            raise BadRecord(f"has the fields {', '.join(r)}", record=i+1, mend=f'give {need}')
+            raise BadRecord(f"has the fields {', '.join(r)}", record=i+1, hint=f'give {need}')
 
 def _classify(model, tok, records, seq_len=256, **kwargs):
     _need(records, 'text')
@@ -103,9 +103,9 @@ def _qa(model, tok, records, seq_len=384, **kwargs):
 # %% ../../nbs/reference/prediction.ipynb #34b3a82e
 def prompt_of(
     record:dict,      # prompt · messages · instruction[, input] · context, question · text
-    chat:bool=False,  # A prompt or text is a question to a chat model, not a text to go on with
+    chat:bool=False,  # A prompt or text is a question to a chat model, not a text to continue
 ):                    # str, list of messages, or dict of messages and tools
-    "What a causal model is to go on with; answers that a conversation ends with are left out"
+    "What a causal model is to continue; answers that a conversation ends with are left out"
     if 'context' in record and 'question' in record:
         return qa_prompt({k: record[k] for k in ('context', 'question')})['prompt']
     if 'messages' in record or 'instruction' in record:

@@ -61,12 +61,12 @@ def _check_rewards(model):
     "Reject a model that does not give one number per text, read at its end"
     wrapped = HFModel(model)
     if not (wrapped.per_row and wrapped.causal) or base_of(model).config.num_labels!=1:
-        raise LmftError("a reward model is causal, with one number a text; use load_model(path, 'rows', num_labels=1)")
+        raise LmftError("a reward model is causal, with one label: load_model(path, 'sequence_classification', num_labels=1)")
 
 # %% ../../nbs/learn/11_preferences.ipynb #6be004fc
 def reward_from_dls(
     dls,                # DataLoaders from `reward_dls`
-    model,              # Causal model whose head gives one number: `load_model(path, 'rows', num_labels=1)`
+    model,              # Causal model whose head gives one number: `load_model(path, 'sequence_classification', num_labels=1)`
     method:str='full',  # What is trained, as in `trainable`
     nu:float=None,      # Weight of ties, as in `davidson_loss`; None: Bradley–Terry, for pairs without ties
     cbs=(),             # Additional callbacks

@@ -37,7 +37,7 @@ def long_questions(
     for i,ids in enumerate(tok(asked, add_special_tokens=False, verbose=False).input_ids if asked else ()):
         if len(ids)>most: faults[i] = BadRecord(
             f'has {len(ids)} tokens; windows of {room} that share {stride} leave {most}', record=i+1, field='question',
-            mend='use longer windows or a shorter question')
+            hint='use longer windows or a shorter question')
     return faults
 
 def _qa_windows(records, tok, model, seq_len, stride):
@@ -62,7 +62,7 @@ def _span(r, i):
     there = next((f for f in forms if f and r['context'][start:start+len(f)]==f), '')
     a,b = seen_span(r['context'], start, start+len(there))
     why = f'{text!r} is blank' if there else f'{text!r} does not stand at {start} in the context'
-    if a==b: raise BadRecord(why, record=i+1, field='answers', mend='correct answer_start or take the question out')
+    if a==b: raise BadRecord(why, record=i+1, field='answers', hint='correct answer_start or take the question out')
     return a, b
 
 def _by_tokens(spans, windows):
@@ -92,9 +92,9 @@ def _labelled(records, tok, model, seq_len, stride):
         if whole: found.add(i)
         exs.append((i, labelled_example(ids, {0: on[0], 1: on[-1]} if whole else {0: null, 1: null}, types)))
     for i,s in spans.items():
-        if s==(): why,mend = 'no token stands for the answer','take the question out, or use another tokenizer'
-        else: why,mend = 'no window holds the whole answer','raise seq_len or stride'
-        if s is not None and i not in found: faults[i] = BadRecord(why, record=i+1, field='answers', mend=mend)
+        if s==(): why,hint = 'no token stands for the answer','take the question out, or use another tokenizer'
+        else: why,hint = 'no window holds the whole answer','raise seq_len or stride'
+        if s is not None and i not in found: faults[i] = BadRecord(why, record=i+1, field='answers', hint=hint)
     return exs, dict(sorted(faults.items()))
 
 # %% ../../nbs/reference/questions.ipynb #cfe79fb8

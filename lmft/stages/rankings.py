@@ -135,7 +135,7 @@ def rank_by(
     known = {_answers_key(r): dict(zip(r['responses'], r['ranks'])) for r in read_records(judge) if 'ranks' in r}
     for i,r in enumerate(records):
         if _answers_key(r) not in known:
-            raise BadRecord(f'{judge} has no ranks for these answers', record=i+1, mend='rank them there')
+            raise BadRecord(f'{judge} has no ranks for these answers', record=i+1, hint='rank them there')
     return [dict(r, ranks=[known[_answers_key(r)][a] for a in r['responses']]) for r in records]
 
 # %% ../../nbs/reference/rankings.ipynb #e454c6f5

@@ -61,7 +61,7 @@ def token_stats(
             logps = logits.log_softmax(-1)
             drawn = logps.gather(1, targets[:,None].to(device))[:,0]
             columns = drawn, -(logps.exp()*logps).sum(-1), *values
-            out += zip(*(c.cpu().split(inputs['keep'].sum(1).tolist()) for c in columns))
+            out += zip(*(c.cpu().split(inputs['loss_mask'].sum(1).tolist()) for c in columns))
     return out
 
 # %% ../../nbs/learn/12_rlhf.ipynb #ac75a1f1

@@ -140,7 +140,7 @@ stages['clm_generate'] = replace(stages['clm'], name='clm_generate', does='Tune 
 
 # %% ../../nbs/reference/stages.ipynb #7454e3aa
 def _mlm_dls(train, valid, tok, model, report, seq_len, packed=False, nsp=False, mlm_probability=.15, **loader):
-    if nsp: return mlm_dls(train, valid, tok, seq_len, nsp=True, rate=mlm_probability, **loader)
+    if nsp: return mlm_dls(train, valid, tok, seq_len, nsp=True, mlm_probability=mlm_probability, **loader)
     def examples(rs):
         return tokens_on_disk(rs, tok, seq_len, mlm_examples) if isinstance(rs, OnDisk) else mlm_examples(rs, tok, seq_len)
     return masked_dls(*(examples(rs) for rs in (train, valid)), tok, mlm_probability, **loader)
@@ -173,7 +173,7 @@ def _classify(dls, model, method, lr, metrics, pooling=None, label_names=None, c
     weights = weights_of(records, model, _weights_given(class_weights)) if class_weights else None
     return _lm(dls, model, method, lr, metrics, class_loss(model, weights, label_smoothing), **kwargs)
 
-stages['classify'] = Stage('classify', 'Tune a model to classify texts', 'rows', ({'text', 'label'},), _classify_dls,
+stages['classify'] = Stage('classify', 'Tune a model to classify texts', 'sequence_classification', ({'text', 'label'},), _classify_dls,
                            _classify, lambda tok, model: class_metrics(model), config_for)
 
 # %% ../../nbs/reference/stages.ipynb #ebcd971b
@@ -185,7 +185,7 @@ def _whole_sentences(learn, valid):
     tags = predict_tags(learn.hf, learn.tok, [r['tokens'] for r in valid], learn.options['seq_len'])
     return dict(entity_f1=entity_f1(tags, [r['tags'] for r in valid]))
 
-stages['ner'] = Stage('ner', 'Tune a model to tag named entities', 'tokens', ({'tokens', 'tags'},), _ner_dls, _lm,
+stages['ner'] = Stage('ner', 'Tune a model to tag named entities', 'token_classification', ({'tokens', 'tags'},), _ner_dls, _lm,
                       lambda tok, model: [EntityF1(model)], lambda train: label_config(tags_of(train)), _whole_sentences)
 
 # %% ../../nbs/reference/stages.ipynb #0cead70e
@@ -202,7 +202,7 @@ def _qa_scores(learn, valid):
     return squad_scores(answer_questions(learn.hf, learn.tok, valid, *windows, null=null), valid)
 
 _qa_fields = ({'context', 'question', 'answers'},)
-stages['qa'] = Stage('qa', 'Tune a model to find answers in a context', 'spans', _qa_fields, _qa_dls, _qa,
+stages['qa'] = Stage('qa', 'Tune a model to find answers in a context', 'question_answering', _qa_fields, _qa_dls, _qa,
                      lambda tok, model: [], final=_qa_scores)
 
 def _written_dls(train, valid, tok, model, report, seq_len, packed, stride=None, **loader):
@@ -254,7 +254,7 @@ def _reward_dls(train, valid, tok, model, report, seq_len, packed=False, ties=Fa
 def _reward(dls, model, method, lr, metrics, ties=False, **kwargs):
     return reward_from_dls(dls, model, method, 1. if ties else None, lr=lr, **kwargs)
 
-stages['reward'] = Stage('reward', 'Train a reward model on pairs or rankings', 'rows', _pairs, _reward_dls, _reward,
+stages['reward'] = Stage('reward', 'Train a reward model on pairs or rankings', 'sequence_classification', _pairs, _reward_dls, _reward,
                          lambda tok, model: None, lambda train: dict(num_labels=1), split=split_by_prompt,
                          skip=_no_labels)
 

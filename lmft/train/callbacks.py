@@ -116,12 +116,12 @@ class StepLog(Callback):
         every:int=10,  # Steps between entries
         sinks=(),      # Objects with a method `log(dict)`
     ):
-        self.every,self.sinks,self.rows,self.seconds,self.trained = every,sinks,[],0.,False
+        self.every,self.sinks,self.history,self.seconds,self.trained = every,sinks,[],0.,False
 
     def before_fit(self): self.run = self.learn.trains
     def before_train(self):
         self.trained = True
-        self.tokens,self.sum,self.n = (self.rows[-1]['tokens'] if self.rows else 0),0.,0.
+        self.tokens,self.sum,self.n = (self.history[-1]['tokens'] if self.history else 0),0.,0.
         self._restart()
 
     def after_batch(self):
@@ -150,13 +150,13 @@ def _row(self:StepLog):
                memory_gb=memory_gb(device), tflops=flops/seconds/1e12)
     if len({*lrs})>1: row |= {f'lr_{i}': lr for i,lr in enumerate(lrs)}
     peak = peak_flops(device, getattr(getattr(self.learn, 'precision', None), 'used', 'fp32'))
-    self.rows.append(row | (dict(mfu=flops/seconds/peak/max(num_distrib(), 1)) if peak else {}))
+    self.history.append(row | (dict(mfu=flops/seconds/peak/max(num_distrib(), 1)) if peak else {}))
     self.sum,self.n,self.unsent = 0.,0.,True
 
 @patch
 def _send(self:StepLog):
     if getattr(self, 'unsent', False):
-        for s in self.sinks: s.log(self.rows[-1])
+        for s in self.sinks: s.log(self.history[-1])
     self.unsent = False
 
 @patch
@@ -164,8 +164,8 @@ def add(self:StepLog,
     figures:dict,  # Metrics of a validation at this step
 ):
     "Add metrics to the entry of this step, which is made if it does not exist"
-    if not self.rows or self.rows[-1]['step']!=self.learn.train_iter: self._row()
-    self.rows[-1].update({k: v for k,v in figures.items() if isinstance(v, float)})
+    if not self.history or self.history[-1]['step']!=self.learn.train_iter: self._row()
+    self.history[-1].update({k: v for k,v in figures.items() if isinstance(v, float)})
 
 @patch
 def after_train(self:StepLog):
@@ -176,7 +176,7 @@ def after_epoch(self:StepLog):
     if not self.trained: return                                       # a separate validation, or a skipped epoch
     self.trained,rec = False,self.learn.recorder
     figures = {k: v for k,v in zip(rec.metric_names[1:], rec.log[1:]) if isinstance(v, float) and k!='train_loss'}
-    if self.rows: self.rows[-1].update(figures)
+    if self.history: self.history[-1].update(figures)
     self._send()
 
 # %% ../../nbs/reference/callbacks.ipynb #71aadd0d

@@ -81,7 +81,7 @@ def _meters(learn):
 
 def _totals(learn): return [torch.as_tensor(m.total).tolist() for m in _meters(learn)]
 
-_log_parts = 'rows', 'tokens', 'sum', 'n', 'norm', 'unsent', 'seconds'
+_log_parts = 'history', 'tokens', 'sum', 'n', 'norm', 'unsent', 'seconds'
 
 @patch
 def state(self:StepLog) -> dict:
@@ -93,7 +93,7 @@ def set_state(self:StepLog, state:dict):
     "Continue an earlier log; its entries are written again to the sinks, which start empty"
     for k in _log_parts: setattr(self, k, state[k])
     self.since = self.tokens,time.perf_counter()
-    for row in self.rows[:len(self.rows)-bool(self.unsent)]:
+    for row in self.history[:len(self.history)-bool(self.unsent)]:
         for s in self.sinks: s.log(row)
 
 # %% ../../nbs/reference/checkpoints.ipynb #ece4c0c9
@@ -253,7 +253,7 @@ class KeepBest(Callback):
 
     def after_epoch(self): self._keep(dict(zip(self.recorder.metric_names, self.recorder.log)).get('valid_loss'))
     def after_batch(self):
-        rows = self.step_log.rows if hasattr(self.learn, 'step_log') else []
+        rows = self.step_log.history if hasattr(self.learn, 'step_log') else []
         if self.training and rows and rows[-1]['step']==self.learn.train_iter: self._keep(rows[-1].get('valid_loss'))
 
     def _keep(self, loss):

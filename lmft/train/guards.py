@@ -42,12 +42,12 @@ class FiniteGuard(Callback):
 # %% ../../nbs/reference/guards.ipynb #de018018
 def _each_text(inputs, targets):
     "Every text of a micro-batch separately: (inputs, targets, tokens)"
-    n_targets = inputs['keep'].sum(1).tolist()
+    n_targets = inputs['loss_mask'].sum(1).tolist()
     for row,y in enumerate(targets.split(n_targets)):
-        starts = (inputs['position_ids'][row]==0).nonzero().flatten().tolist()+[inputs['keep'].shape[1]]
+        starts = (inputs['position_ids'][row]==0).nonzero().flatten().tolist()+[inputs['loss_mask'].shape[1]]
         for a,b in zip(starts, starts[1:]):
             one = {k: v[row:row+1, a:b] for k,v in inputs.items() if torch.is_tensor(v) and v.ndim==2}
-            n = int(one['keep'].sum())
+            n = int(one['loss_mask'].sum())
             if n: yield one, y[:n], one['input_ids'][0]
             y = y[n:]
 
@@ -57,8 +57,8 @@ def bad_texts(
 ) -> list:        # Of str; empty if the loss of each text is finite, or if the targets are not tokens
     "Texts of this accumulation group whose loss is not finite"
     found,tok = [],learn.dls.train.tok
-    for inputs,*targets in learn.token_accumulation.window:
-        if len(targets)>1 or len(targets[0])!=int(inputs['keep'].sum()): continue
+    for inputs,*targets in learn.token_accumulation.group:
+        if len(targets)>1 or len(targets[0])!=int(inputs['loss_mask'].sum()): continue
         for one,y,ids in _each_text(inputs, targets[0]):
             with torch.no_grad(): loss = learn.loss_func.func(learn.model(one), y)
             if not loss.isfinite().all(): found.append(tok.decode(ids[:most], skip_special_tokens=True))
@@ -113,7 +113,7 @@ def _full(e):
     "Whether this exception means that the memory is full"
     return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e)
 
-def _mend(learn):
+def _hint(learn):
     "A hint how to use less memory"
     dl = learn.dls.train
     rows,acc = getattr(dl, 'micro_bs', dl.bs),getattr(dl, 'n_acc', 1)
@@ -125,21 +125,21 @@ def _mend(learn):
 @contextmanager
 def memory_guarded(
     rows:int,  # Sequences per step
-    mend,      # Function that returns a hint how to use less memory
+    hint,      # Function that returns a hint how to use less memory
 ):
     "Turn an out-of-memory error inside the block into one clear line"
     try: yield
     except (RuntimeError, MemoryError) as e:
         if not _full(e): raise
-        raise LmftError(f'the memory is full at {rows} rows a step: {mend()}') from e
+        raise LmftError(f'the memory is full at {rows} rows a step: {hint()}') from e
 
 # %% ../../nbs/reference/guards.ipynb #00af2e4e
 @contextmanager
 def guarded(
     learn,      # Learner
-    mend=None,  # Function that returns a hint how to use less memory; None: a general hint
+    hint=None,  # Function that returns a hint how to use less memory; None: a general hint
 ):
     "Training inside the block ends with one clear line if a value is not finite, memory is full, or a signal arrives"
     stop = SignalGuard()
-    def how(): return mend and mend() or _mend(learn)
+    def how(): return hint and hint() or _hint(learn)
     with memory_guarded(learn.dls.train.bs, how), learn.added_cbs([FiniteGuard(), stop]), _listening(stop): yield learn

@@ -10,14 +10,14 @@ Docs: https://lmft-org.github.io/lmft/learn/learner.html.md"""
 
 # %% auto #0
 __all__ = ['TermLoss', 'token_loss', 'over_ranks', 'TokenAccumulation', 'SumMetric', 'ExactLoss', 'Perplexity', 'Accuracy',
-           'BitsPerByte', 'LMLearner', 'ClipNorm', 'lm_learner', 'StopAt']
+           'BitsPerByte', 'LMLearner', 'ClipNorm', 'lm_learner', 'StopAt', 'few_steps_line']
 
 # %% ../../nbs/learn/02_learner.ipynb #76e903ef
 import math, sys
 from functools import partial
 from pathlib import Path
 
-from ..core import LmftError
+from ..core import LmftError, say_once
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -42,7 +42,7 @@ from .optim import adamw, layer_groups, lr_curve
 
 # %% ../../nbs/learn/02_learner.ipynb #15e0f279
 class TermLoss:
-    "Sum of terms, each the total of its losses over `n` targets; `n` is the batch's own count unless a window sets it"
+    "Sum of terms, each the total of its losses over `n` targets; `n` is the batch's own count unless the group sets it"
     def __init__(self,
         func,  # `(pred, *targets)` -> vector of losses of targets, or a tuple with one vector for each of `targets`
     ):
@@ -74,17 +74,17 @@ def over_ranks(t):
 
 # %% ../../nbs/learn/02_learner.ipynb #4d661bf3
 class TokenAccumulation(Callback):
-    "Gradients of a window of micro-batches as if it were one big batch, exact for every kind of target"
+    "Gradients of a group of micro-batches as if it were one big batch, exact for every kind of target"
     order,run_valid = -5,False
     def before_batch(self):
         n = over_ranks(torch.tensor([len(y) for y in self.yb], dtype=torch.float32, device=self.yb[0].device))
         ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         self.learn.loss_func.n = [x/ranks for x in n.tolist()]          # DDP averages gradients over ranks
         self.learn.n_targets = sum(len(y) for y in self.yb)
-        self.window = window = self.xb[0].get('window') or [(self.xb[0], *self.yb)]
-        self.learn.n_tokens = sum(int(inputs['n_tokens']) for inputs,*_ in window)
-        self.done = sum(self._backward(inputs, *targets) for inputs,*targets in window[:-1])
-        self.learn.xb,self.learn.yb = window[-1][:1],tuple(window[-1][1:])
+        self.group = group = self.xb[0].get('group') or [(self.xb[0], *self.yb)]
+        self.learn.n_tokens = sum(int(inputs['n_tokens']) for inputs,*_ in group)
+        self.done = sum(self._backward(inputs, *targets) for inputs,*targets in group[:-1])
+        self.learn.xb,self.learn.yb = group[-1][:1],tuple(group[-1][1:])
 
     def _backward(self, inputs, *targets):
         "Loss of one micro-batch, its gradient added up"
@@ -306,12 +306,20 @@ class StopAt(Callback):
     def before_train(self):
         bar = getattr(getattr(self.learn, 'progress', None), 'pbar', None)
         if bar: bar.total = min(bar.total, self.steps-self.train_iter)          # the bar ends where the training does
-        if self.train_iter>=self.steps: raise CancelTrainException()            # gone on with, and all steps are done
+        if self.train_iter>=self.steps: raise CancelTrainException()            # a run that is continued and has done all steps
     def after_batch(self):
         if self.training and self.train_iter>=self.steps: raise CancelTrainException()
     def after_cancel_train(self): self.recorder.cancel_train = False        # the training loss is still to be recorded
 
 # %% ../../nbs/learn/02_learner.ipynb #ed127a75
+def few_steps_line(
+    method:str,  # As in `trainable`
+    steps:int,   # Optimiser steps of the training
+):               # str, or None
+    "One line where an adapter gets too few steps for its usual learning rate"
+    if method.partition(':')[0] in ('full', 'head', 'last', 'gradual') or steps>=50: return
+    return f'{steps} steps are few for {method} at its usual learning rate; if little changes, take more epochs, a smaller bs or a higher lr'
+
 @patch
 def fit_cos(self:LMLearner,
     n_epoch:int=1,           # Rounds over the training set, unless `steps` is given
@@ -324,10 +332,11 @@ def fit_cos(self:LMLearner,
     start_epoch:int=0        # Epoch to begin with
 ):
     "Train with a learning rate that rises for a short time and then falls, along a cosine by default"
-    lr = self.lr if lr is None else lr
-    if self.opt is None: self.create_opt()
     per_epoch = len(self.dls.train)
     total = steps or n_epoch*per_epoch
+    if not (steps or lr) and (line := few_steps_line(getattr(self, 'options', {}).get('method', 'full'), total)): say_once(line)
+    lr = self.lr if lr is None else lr
+    if self.opt is None: self.create_opt()
     if steps: n_epoch,cbs = -(-steps//per_epoch),[*L(cbs), StopAt(steps)]
     scale = n_epoch*per_epoch/total
     curve = lr_curve(schedule, lr, warmup if warmup<1 else warmup/total, final)

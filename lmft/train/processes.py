@@ -68,13 +68,13 @@ def own_part(
     "The batch of process `rank` from the sequences of a step: its part, or all of them if there are too few to divide"
     if len(rows)<n:
         inputs,*targets = type(dl).create_batch(dl, rows)
-        for micro in [m[0] for m in inputs.get('window', [(inputs,)])]: micro['n_tokens'] = micro['n_tokens']*(rank==0)
+        for micro in [m[0] for m in inputs.get('group', [(inputs,)])]: micro['n_tokens'] = micro['n_tokens']*(rank==0)
         return inputs, *targets
     parts = n*-(-len(rows)//(n*dl.micro_bs))                         # of equal size, none larger than a micro-batch
     cuts = [len(rows)*i//parts for i in range(parts+1)]
     micros = [dl._collate(rows[a:b]) for a,b in pairwise(cuts) if a<b][rank::n]          # masks are sampled for all sequences
     if len(micros)==1: return micros[0]
-    return dict(window=micros), *(torch.cat(t) for t in zip(*(m[1:] for m in micros)))
+    return dict(group=micros), *(torch.cat(t) for t in zip(*(m[1:] for m in micros)))
 
 # %% ../../nbs/reference/processes.ipynb #3b00fe81
 class Processes(Callback):

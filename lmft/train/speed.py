@@ -106,9 +106,9 @@ class FusedLoss(Callback):
         self.head,self.logits = head_of(self.m.hf),self.m._logits
         self.m._logits,self.loss_func.func = self._inputs,self._losses
 
-    def _inputs(self, b, keep):
-        if not self.m.training: return self.logits(b, keep)
-        with _head_off(self.head): return self.logits(b, keep)
+    def _inputs(self, b, loss_mask):
+        if not self.m.training: return self.logits(b, loss_mask)
+        with _head_off(self.head): return self.logits(b, loss_mask)
 
     def _losses(self, pred, targets):
         if not self.m.training: return token_loss(pred, targets)

@@ -53,10 +53,10 @@ class EarlyStopping(Callback):
 
     def before_fit(self): self.run = self.learn.trains
     def _check(self):
-        losses = [r['valid_loss'] for r in self.step_log.rows if 'valid_loss' in r]
+        losses = [r['valid_loss'] for r in self.step_log.history if 'valid_loss' in r]
         if not losses or len(losses)-1-losses.index(min(losses))<self.patience: return
         self.stopped = self.learn.train_iter
         raise CancelFitException()
     def after_batch(self):
-        if self.step_log.rows and self.step_log.rows[-1]['step']==self.learn.train_iter: self._check()
+        if self.step_log.history and self.step_log.history[-1]['step']==self.learn.train_iter: self._check()
     def after_epoch(self): self._check()
