@@ -1,4 +1,8 @@
-"""lmft turns a text file into a language model that continues it, instructions into a model that answers them, and preferences into one whose answers people would rather have, from Python or from the command line. It is written as notebooks: each lesson teaches one step of that way, measures what it says, and is itself the module that you import.
+"""lmft trains language models and shows how it is done: pretraining, fine-tuning, adapters, instructions, evaluation, and learning from
+preferences. Every step is a notebook that you can read as a lesson, run as an experiment, and import as a library. It is for people
+who want a result from their own model and file in three lines, and for people who want to know what those lines do. Trainers such as
+TRL have more methods and run on large clusters, but their code is not made to be read; courses explain, but you cannot import them.
+Here both are the same code, it runs on a laptop with two cores and no GPU, and each number on a page was measured by that page.
 
 Modules:
 
