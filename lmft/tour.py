@@ -12,19 +12,22 @@ Docs: https://lmft-org.github.io/lmft/reference/tour.html.md"""
 __all__ = ['tour_stages', 'Page', 'tour_stage', 'tour']
 
 # %% ../nbs/reference/tour.ipynb #d48b13a7
-import base64, html, io, json, sys, time
+import html, io, json, math, random, re, statistics, sys, textwrap, time
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from .core import LmftError, atomic_write, set_seed
+import matplotlib as mpl
 import pandas as pd
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
+# %% ../nbs/reference/tour.ipynb #367b0067
 from .data.loaders import lm_dls
 from .data.examples import sft_examples
 from .train.callbacks import StepLog
@@ -33,94 +36,235 @@ from .stages.extraction import entity_f1, gazetteer, ner_dls, predict_tags, rena
 from .stages.finetuning import classify_dls, predict_labels, tune_learner
 from .stages.classification import label_config, labels_of
 from .generation import generate
-from .evals.folds import column_means, columns, loco
+from .evals.evaluation import mean_score, standard_error
+from .evals.folds import columns, loco
 from .evals.tasks import split_tasks
 from .stages.instructions import answers, question_rows, tune_chat, tune_on
 from .stages.guidelines import from_guidelines
 from .stages.making import from_model, from_templates, usual_templates, world_author
-from .models.parts import count_params
 from .models.loading import load_model, save_model
 from .models.methods import merge_adapter
+from .models.parts import count_params
 from .data.messages import as_asked
 from .stages.preferences import dpo_from_dls, reward_from_dls, reward_scores
 from .stages.pairs import dpo_dls, reward_dls
-from .stages.rankings import rank_by, rankings_to_pairs, split_by_prompt, win_rate
-from .stages.bases import pretrain_base, fact_recall
-from .stages.rankings import collect
+from .stages.rankings import collect, rank_by, rankings_to_pairs, split_by_prompt, win_rate
+from .stages.bases import bases, pretrain_base, fact_recall
 from .evals.prompting import draw_examples, few_shot, respond
 from .stages.ppo import ppo_from_prompts, scaled_reward
+from .world.documents import corpus
 from .world.facts import World, ask, asked
-from .world.judge import Judge, harmless, judge_prompts
-from .world.tasks import instruction_rows, labelled_rows, ner_rows, score, squad_rows, task_rows
+from .world.judge import Judge, harmless, judge_prompts, mixed_rows
+from .world.tasks import answer_words, instruction_rows, labelled_rows, ner_rows, score, squad_rows, task_rows
+
+# %% ../nbs/reference/tour.ipynb #8a903f83
+_light = '--bg:#fff;--fg:#1c2128;--soft:#59636e;--line:#d5dae0;--card:#f4f6f8;--link:#0b5cad;' \
+         '--good:#0a6b35;--goodbg:#dff3e6;--bad:#a12622;--badbg:#fbe5e3'
+_dark = '--bg:#14171c;--fg:#e4e7eb;--soft:#a0a8b2;--line:#363c45;--card:#1d2229;--link:#7ab8ff;' \
+        '--good:#84dba4;--goodbg:#15351f;--bad:#ff9c94;--badbg:#421d1b'
+_style = f''':root{{color-scheme:light dark;{_light}}}
+@media screen and (prefers-color-scheme:dark){{:root{{{_dark}}}}}''' '''
+*{box-sizing:border-box}
+body{font:17px/1.6 system-ui,sans-serif;color:var(--fg);background:var(--bg);max-width:58rem;margin:0 auto;
+padding:1.5rem 1rem 4rem;overflow-wrap:break-word}
+h1{font-size:2rem;line-height:1.2;margin:1rem 0}h2{font-size:1.4rem;line-height:1.3;margin:3.5rem 0 .5rem;
+padding-top:1rem;border-top:1px solid var(--line)}
+p,ul,blockquote,figcaption{max-width:44rem}p{margin:.6rem 0}header>p:first-of-type{font-size:1.1rem}
+a{color:var(--link)}.result{font-weight:600}.more,nav span,.key{color:var(--soft);font-size:.9rem}
+nav ol{columns:2 20rem;column-gap:3rem;padding-left:1.6rem}nav li{break-inside:avoid;margin-bottom:.4rem}
+nav span{display:block;line-height:1.35}
+figure{margin:1.2rem 0}figcaption{margin-bottom:.4rem}
+svg{display:block;width:100%;max-width:34rem;height:auto}
+svg text{fill:currentColor;font-family:system-ui,sans-serif!important}
+blockquote{margin:1rem 0;padding:.6rem 1rem;background:var(--card);border-left:3px solid var(--link);
+white-space:pre-wrap;font-size:.95rem}
+.box{overflow:auto;max-height:48rem;margin:.8rem 0}
+table{border-collapse:collapse;font-size:.9rem;line-height:1.4}
+th,td{border-bottom:1px solid var(--line);padding:.35rem .7rem .35rem 0;text-align:left;vertical-align:top;
+min-width:4.5rem}
+th{color:var(--soft);font-weight:600}.n{text-align:right;font-variant-numeric:tabular-nums}td.n{white-space:nowrap}
+@media(max-width:30rem){table{font-size:.82rem}th,td{padding-right:.45rem;min-width:4rem}h1{font-size:1.7rem}}
+.good,.bad{padding-left:.5rem;print-color-adjust:exact;-webkit-print-color-adjust:exact}
+.good{color:var(--good);background:var(--goodbg)}.bad{color:var(--bad);background:var(--badbg)}
+.good::after{content:"\\00a0✓"}.bad::after{content:"\\00a0✗"}
+@media print{body{max-width:none;font-size:10pt;padding:0}.box{overflow:visible;max-height:none}nav{break-after:page}
+h2{break-after:avoid;margin-top:1.5rem}svg{max-width:24rem}figure,tr,blockquote{break-inside:avoid}
+a[href^=http]::after{content:" (" attr(href) ")";font-size:.8em}}
+'''
+
+# %% ../nbs/reference/tour.ipynb #add93461
+def _parts(x):
+    "Text and class of a cell; (text, True) is a right answer, (text, False) a wrong one"
+    text,right = x if isinstance(x, tuple) else (x, None)
+    if not isinstance(text, str): text = f'{text:,}' if isinstance(text, int) else f'{text:,.3f}'
+    return text, {True: ' good', False: ' bad'}.get(right, '')
+
+def _table(df):
+    "A table that scrolls inside its own box where it is too wide; columns of numbers are aligned on the right"
+    columns = [[_parts(x) for x in df[c].astype(object)] for c in df]
+    number = re.compile(r'-?\d[\d,.]*(e-?\d+)?( ± [\d.]+)?%?|–')
+    kinds = ['n' if all(number.fullmatch(text) for text,_ in col) else 't' for col in columns]
+    def row(tag, cells): return '<tr>'+''.join(f'<{tag} class="{k}">{html.escape(x)}</{tag}>' for x,k in cells)+'</tr>'
+    body = [row('td', [(x, k+mark) for (x,mark),k in zip(r, kinds)]) for r in zip(*columns)]
+    return (f'<div class="box" tabindex="0"><table><thead>{row("th", zip(df, kinds))}</thead>'
+            f"<tbody>{''.join(body)}</tbody></table></div>")
+
+# %% ../nbs/reference/tour.ipynb #ebb5d1a3
+def _svg(fig, sentence):
+    "A chart as SVG without a size of its own"
+    out = io.StringIO()
+    with mpl.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'lmft'}):
+        fig.savefig(out, format='svg', transparent=True, metadata=dict.fromkeys(('Creator', 'Date', 'Format', 'Type')))
+    svg = re.sub(r'.*?(?=<svg)|<metadata>.*?</metadata>|<!--.*?-->', '', out.getvalue(), flags=re.S)
+    svg = re.sub(r'<g id="\w+_\d+">', '<g>', svg).replace('#000000', 'currentColor')
+    svg = re.sub(r' (width|height)="[\d.]+pt"| version="1.1"', '', svg)
+    return svg.replace('<svg', f'<svg role="img" aria-label="{html.escape(sentence)}"', 1)
+
+_site = 'https://lmft-org.github.io/lmft/'  # Where the links of the report lead
+
+def _link(page, text): return f'<a href="{_site}{html.escape(page)}">{html.escape(text)}</a>'
+
+def _as_html(x):
+    "HTML of one part of a section, by its type"
+    if isinstance(x, str): return f'<p>{html.escape(x)}</p>'
+    if isinstance(x, list): return f'<blockquote>{html.escape(chr(10).join(x))}</blockquote>'
+    if isinstance(x, dict): return '<ul>'+''.join(f'<li>{_link(*o)}</li>' for o in x.items())+'</ul>'
+    if isinstance(x, pd.DataFrame): return _table(x)
+    shown,sentence = x
+    picture = _svg(shown, sentence) if isinstance(shown, Figure) else _table(shown)
+    return f'<figure><figcaption>{html.escape(sentence)}</figcaption>{picture}</figure>'
 
 # %% ../nbs/reference/tour.ipynb #c47e8ac8
 class Page:
-    "A self-contained HTML page, built part by part"
-    def __init__(self, title:str): self.title,self.parts = title,[]
-    def add(self, heading:str, *shown):
-        "A heading and its content: prose (str), tables (DataFrame), pictures (Figure)"
-        self.parts += [f'<h2>{html.escape(heading)}</h2>', *map(_as_html, shown)]
+    "A self-contained HTML page: an opening, a list of contents, and sections built part by part"
+    def __init__(self, title:str): self.title,self.opening,self.contents,self.parts = title,'',[],[]
+    def open(self, *shown):
+        "What stands between the title and the contents, as in `add`; replaces the last opening"
+        self.opening = '\n'.join(map(_as_html, shown))
+    def add(self,
+        heading:str,
+        *shown,         # Prose (str), lines of text (list), DataFrame, (Figure or DataFrame, sentence), links (dict)
+        result:str='',  # The result in one line
+        more:str='',    # Page of the site that explains it
+    ):
+        "A section and its entry in the contents"
+        name = re.sub(r'\W+', '-', heading.lower())
+        self.contents.append(f'<li><a href="#{name}">{html.escape(heading)}</a><span>{html.escape(result)}</span></li>')
+        self.parts.append(f'<h2 id="{name}">{html.escape(heading)}</h2>')
+        if result: self.parts.append(f'<p class="result">{html.escape(result)}</p>')
+        self.parts += map(_as_html, shown)
+        if more: self.parts.append(f'<p class="more">{_link(more, "How it works, step by step")}</p>')
     def __str__(self):
-        style = 'body{font:16px/1.5 system-ui,sans-serif;max-width:52em;margin:2em auto;padding:0 1em}' \
-                'p{white-space:pre-wrap}table{border-collapse:collapse;font-size:14px}' \
-                'td,th{border:1px solid #ccc;padding:.2em .6em;text-align:left}'
-        return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(self.title)}</title>'
-                f'<style>{style}</style><h1>{html.escape(self.title)}</h1>'+'\n'.join(self.parts)+'</html>')
+        title,contents = html.escape(self.title),'\n'.join(self.contents)
+        return ('<!doctype html><html lang="en"><meta charset="utf-8">'
+                f'<meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title>'
+                f'<style>{_style}</style><header><h1>{title}</h1>{self.opening}</header>'
+                f'<nav aria-label="Contents"><ol>{contents}</ol></nav><main>'+'\n'.join(self.parts)+'</main></html>')
 
-# %% ../nbs/reference/tour.ipynb #add93461
-def _as_html(x):
-    "HTML of prose, a table or a picture"
-    if isinstance(x, str): return f'<p>{html.escape(x)}</p>'
-    if isinstance(x, pd.DataFrame): return x.to_html(index=False, float_format=lambda v: f'{v:.3f}', border=0)
-    png = io.BytesIO()
-    x.savefig(png, format='png', dpi=110)
-    data = base64.b64encode(png.getvalue()).decode()
-    return f'<img alt="" style="max-width:100%" src="data:image/png;base64,{data}">'
+# %% ../nbs/reference/tour.ipynb #1f80c33b
+_colours = '#2f7ed8 #d9660a #2a9158 #c2469b'.split()                # contrast of 3.6 or more on white and on black
+
+def _axes(height):
+    "An empty chart"
+    fig = Figure(figsize=(5, height), layout='constrained')
+    ax = fig.subplots()
+    ax.spines[['top', 'right']].set_visible(False)
+    ax.grid(color='#808080', alpha=.25)
+    ax.set_axisbelow(True)
+    ax.set_prop_cycle(color=_colours)
+    return fig, ax
+
+def _curve(history, lines, ylabel, xlabel='tokens read', x='tokens'):
+    "Metrics over one quantity; `lines` has the label of each metric"
+    fig,ax = _axes(2.8)
+    for name,label in lines.items():
+        at = [(r[x], r[name]) for r in history if name in r]
+        ax.plot(*zip(*at), label=label, marker='o' if len(at)<20 else '', markersize=4)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if x=='tokens': ax.xaxis.set_major_formatter(EngFormatter(sep=' '))
+    if '%' in ylabel: ax.set_ylim(0)
+    if len(lines)>1: ax.legend(frameon=False)
+    return fig
+
+def _bars(rows, xlabel='right (%)', top=100, scale=100):
+    "Horizontal bars of (name, value, standard error)"
+    names,values,ses = zip(*rows)
+    names = [textwrap.fill(name, 20) for name in names]
+    fig,ax = _axes(.6+sum(.28+.14*name.count('\n') for name in names))
+    at = [scale*v for v in values]
+    errors = [scale*s for s in ses] if any(ses) else None
+    ax.barh(names, at, xerr=errors, height=.62, color=_colours[0], ecolor='black', capsize=3)
+    for i,(v,s) in enumerate(zip(at, ses)): ax.text(max(v+scale*s, 0)+top/50, i, f'{v:.1f}', va='center')
+    ax.set(xlim=(0, top*1.14), xlabel=xlabel)
+    if top==100: ax.set_xticks(range(0, 101, 20))
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis='y')
+    return fig
+
+# %% ../nbs/reference/tour.ipynb #6b9be0a2
+def _se(p, n): return math.sqrt((q := (p*n+2)/(n+4))*(1-q)/(n+4))                       # Agresti and Coull, 1998
+def _pm(p, se): return f'{100*p:.1f} ± {100*se:.1f}%'
+def _share(p, n): return _pm(p, _se(p, n))
+def _moves(a, b): return f'stays at {a:.2f}' if a==b else f"{'falls' if b<a else 'rises'} from {a:.2f} to {b:.2f}"
+
+def _resampled(metric, said, true, n=100):
+    "Standard error of a metric of a whole set"
+    rng,all_of = random.Random(0),range(len(true))
+    def again():
+        at = rng.choices(all_of, k=len(true))
+        return metric([said[i] for i in at], [true[i] for i in at])
+    return statistics.stdev(again() for _ in range(n))
+
+def _short(text, n=90):
+    "A generated text on one line, cut where it is long"
+    text = ' '.join(text.split()) or '(nothing)'
+    return text if len(text)<=n else text[:n-1]+'…'
+
+def _count(n, noun): return f"{n:,} {noun}{'s'*(n!=1)}"
+
+def _spread(rows, n):
+    "`n` of the rows, evenly spread: nobody chose them"
+    return rows[::max(1, len(rows)//n)][:n]
 
 # %% ../nbs/reference/tour.ipynb #45137b47
 tour_stages = {}  # Name → function of a `_Trip`
 
 _gpu = dict(size='small', n_words=4_000_000, steps=3000, lr=1e-3)
-_sizes = dict(                                               # changes of the settings of the bases, and sizes of the other stages
+_sizes = dict(                                # changes of the settings of the bases, and sizes of the other stages
     smoke=dict(causal=dict(n_words=20_000, steps=20), masked=dict(n_words=20_000, steps=10), steps=4, every=14, asked=4,
                prompts=12, judged=15, rounds=1),
     cpu=dict(causal={}, masked=dict(n_words=900_000, steps=700), steps=150, every=1, asked=40, prompts=300, judged=210,
              rounds=8),
-    gpu=dict(causal=dict(_gpu, bs=64), masked=dict(_gpu, bs=128), steps=300, every=1, asked=100, prompts=1000, judged=600,
-             rounds=30))
+    gpu=dict(causal=dict(_gpu, bs=64), masked=dict(_gpu, bs=128), steps=300, every=1, asked=100, prompts=1000,
+             judged=600, rounds=30))
 
 class _Trip:
-    "State shared by the stages of a tour: settings, models so far, the page and the metrics"
+    "State shared by the stages of a tour: settings, models so far, the page, the metrics and the comparisons"
     def __init__(self, size, out, seed):
         if size not in _sizes: raise LmftError(f"size '{size}' is unknown; use {', '.join(_sizes)}")
         vars(self).update(_sizes[size])
-        self.size = size
-        self.out = Path(out)
-        self.seed = seed
-        self.world = World(0)
+        self.size,self.out,self.seed,self.world = size,Path(out),seed,World(0)
         self.metrics = {}
-        self.page = Page('lmft: from random weights to a model that answers')
+        self.page = Page('From random weights to a model that answers')
+        self.compared,self.samples,self.made = [],[],{}
         self.known = self.world.now(frequent=True)[::self.every]
+        self.new = [f for f in self.known if not asked(f)]                   # no training text has their question
 
     def fresh(self, kind='causal', head='causal', **kwargs):
         "A fresh copy of a base of this tour, and its tokenizer"
         set_seed(self.seed)
         return load_model(self.out/kind, head, **kwargs).to(self.device), self.toks[kind]
 
+    def compare(self, what, before, after, sign=1):
+        "Note two measurements (value, standard error) for the opening; `sign` is -1 where less is better"
+        gain = sign*(after[0]-before[0])/max(math.hypot(before[1], after[1]), 1e-9)
+        self.compared.append((what, _pm(*before), (_pm(*after), True if gain>2 else False if gain<-2 else None)))
+
 def tour_stage(f):
     "Register a stage of the tour under its name"
     tour_stages[f.__name__.lstrip('_')] = f
     return f
-
-# %% ../nbs/reference/tour.ipynb #1f80c33b
-def _curve(rows, y, xlabel='tokens read', x='tokens'):
-    "A line plot of metrics over one quantity"
-    fig = Figure(figsize=(6, 2.8), layout='constrained')
-    ax = fig.subplots()
-    for name in y: ax.plot([r[x] for r in rows if name in r], [r[name] for r in rows if name in r], label=name)
-    ax.set(xlabel=xlabel)
-    ax.legend()
-    return fig
 
 # %% ../nbs/reference/tour.ipynb #e2843f0d
 def _pretrain(t, kind):
@@ -131,65 +275,99 @@ def _pretrain(t, kind):
     save_model(model, tok, t.out/kind)
     return model, tok, log, learn.recall_meter
 
+def _losses(history, what):
+    "The chart of a loss, and its sentence"
+    trained,last = [r['loss'] for r in history if 'loss' in r],history[-1]['valid_loss']
+    return (_curve(history, dict(loss='training text', valid_loss='new text'), 'loss (nats per token)'),
+            f'The training loss {_moves(trained[0], trained[-1])} nats per {what}. On new text it ends at {last:.2f}.')
+
 @tour_stage
 def _pretraining(t):
     t.base,t.tok,log,meter = _pretrain(t, 'causal')
     t.device = t.base.device
     t.toks = dict(causal=t.tok)
-    last = log.history[-1]
-    t.metrics |= dict(pretrain_loss=last['valid_loss'], pretrain_bpb=last['bpb'], pretrain_tokens=last['tokens'],
-                      facts=len(t.world.now(frequent=True)), recall=meter.history[-1]['recall'],
-                      total_params=count_params(t.base)['total_params'])
-    t.page.add('Pretraining', f"A model of {t.metrics['total_params']:,} random weights reads "
-               f"{t.metrics['pretrain_tokens']:,} tokens about the tiny world and learns to predict the next one.",
-               _curve(log.history, ['loss', 'valid_loss']),
-               f"Then it completes {t.metrics['recall']:.0%} of sentences about {t.metrics['facts']} facts rightly.",
-               _curve(meter.history, ['recall']))
+    last,m = log.history[-1],t.metrics
+    m |= dict(pretrain_loss=last['valid_loss'], pretrain_bpb=last['bpb'], pretrain_tokens=last['tokens'],
+              facts=len(t.world.now(frequent=True)), recall=meter.history[-1]['recall'],
+              total_params=count_params(t.base)['total_params'])
+    knows = f"{_share(m['recall'], m['facts'])} of {m['facts']} facts"
+    percent = [dict(r, recall=100*r['recall']) for r in meter.history]
+    half = next(r['tokens'] for r in meter.history if r['recall']>=m['recall']/2)
+    t.page.add('Pretraining', f"A model of {m['total_params']:,} random weights reads {m['pretrain_tokens']:,} tokens "
+               'about a made-up world: who lives where, what an animal eats, who made which film. It learns to predict '
+               'the next token. A fact counts as known if the model completes its sentences rightly.',
+               _losses(log.history, 'token'),
+               (_curve(percent, dict(recall='facts'), 'facts known (%)'),
+                f'At the end it knows {knows}. It knew half as many after {half:,} tokens.'),
+               result=f"It learns {knows}, at {m['pretrain_bpb']:.2f} bits per byte of new text.",
+               more='learn/pretraining.html')
 
 # %% ../nbs/reference/tour.ipynb #93fcfd83
 @tour_stage
 def _masked_pretraining(t):
     _,t.toks['masked'],log,meter = _pretrain(t, 'masked')
-    last = log.history[-1]
-    t.metrics |= dict(masked_loss=last['valid_loss'], masked_accuracy=last['masked_accuracy'],
-                      masked_tokens=last['tokens'], masked_recall=meter.history[-1]['recall'])
-    t.page.add('Pretraining on hidden words', f"Another model reads {last['tokens']:,} tokens of which some words are "
-               f"hidden, and finds {last['masked_accuracy']:.0%} of the hidden ones in new text.",
-               _curve(log.history, ['loss', 'valid_loss']))
+    last,m = log.history[-1],t.metrics
+    m |= dict(masked_loss=last['valid_loss'], masked_accuracy=last['masked_accuracy'],
+              masked_tokens=last['tokens'], masked_recall=meter.history[-1]['recall'])
+    t.page.add('Pretraining on hidden words', f"Another model reads {last['tokens']:,} tokens of which three in ten "
+               'are hidden or changed, and finds them from the words on both sides. It reads; it does not write.',
+               _losses(log.history, 'hidden token'),
+               f"It completes {_share(m['masked_recall'], m['facts'])} of {m['facts']} facts rightly.",
+               result=f"It finds {m['masked_accuracy']:.1%} of the hidden tokens in new text.",
+               more='learn/pretraining.html')
 
 # %% ../nbs/reference/tour.ipynb #8c4d869c
 @tour_stage
 def _base_goes_on(t):
     questions = [ask(f) for f in t.known if f.relation=='capital'][:5]
     goes_on = generate(t.base, t.tok, questions, max_new_tokens=16)
-    t.before = answers(t.base, t.tok, [f for f in t.known if not asked(f)])
-    t.metrics |= dict(base_answers=t.before['right'].mean(), base_asks_back=sum('?' in s for s in goes_on)/len(goes_on))
-    t.page.add('What the base model does with a question', 'It was trained to go on, so it goes on:',
-               pd.DataFrame(dict(prompt=questions, goes_on=goes_on)))
+    t.before = answers(t.base, t.tok, t.new)
+    m = t.metrics
+    m |= dict(base_answers=t.before['right'].mean(), base_asks_back=sum('?' in s for s in goes_on)/len(goes_on))
+    t.page.add('What the base model does with a question', 'The base model was trained to continue text. It has read '
+               'the facts, but nobody taught it that a question wants an answer:',
+               pd.DataFrame(dict(question=questions, continuation=[*map(_short, goes_on)])),
+               f"{_share(m['base_asks_back'], len(goes_on))} of {_count(len(goes_on), 'continuation')} ask in return.",
+               result=f"It answers {_share(m['base_answers'], len(t.new))} of {len(t.new)} questions.",
+               more='learn/generation.html')
 
 # %% ../nbs/reference/tour.ipynb #1d501e4c
 _methods = 'full', 'lora', 'seq_adapter', 'par_adapter', 'prefix', 'prompt'
+_names = dict(base='base, not tuned', full='all weights', lora='LoRA', seq_adapter='adapters in sequence',
+              par_adapter='adapters in parallel', prefix='prefix', prompt='soft prompt')
 
 @tour_stage
 def _tuning(t):
-    new,rows = [f for f in t.known if not asked(f)],question_rows([f for f in t.known if asked(f)])
-    said,curves,table = t.before[['question', 'truth']].assign(base=t.before['answer']),[],[]
-    t.tuned = {}
+    rows,n,m = question_rows([f for f in t.known if asked(f)]),len(t.new),t.metrics
+    bars,table,t.tuned,said = [('base', m['base_answers'])],[],{},{}
     for method in _methods:
-        log = StepLog(5)
         model,tok = t.fresh()
-        model = t.tuned[method] = tune_on(model, tok, rows, method, t.steps, [log]).model.hf
-        after,kept = answers(model, tok, new),fact_recall(model, tok, t.known)
-        said[method] = after['answer']
-        curves += [{'step': r['step'], method: r['loss']} for r in log.history]
-        figures = {'trainable_params': count_params(model)['trainable_params'], 'answers': after['right'].mean(),
+        model = t.tuned[method] = tune_on(model, tok, rows, method, t.steps).model.hf
+        said[method],kept = answers(model, tok, t.new),fact_recall(model, tok, t.known)
+        figures = {'trainable_params': count_params(model)['trainable_params'], 'answers': said[method]['right'].mean(),
                    'recall': sum(kept)/len(kept)}
-        t.metrics |= {f'{method}_{k}': v for k,v in figures.items()}
-        names = 'method', 'weights trained', 'right answers', 'facts still known'
-        table.append(dict(zip(names, (method, *figures.values()))))
-    t.page.add('Tuning on questions', f'{len(rows)} questions with answers, learned in full and with five kinds of adapter, '
-               f'{t.steps} steps each. The model is then asked about {len(new)} facts whose questions stood in no training '
-               'text:', _curve(curves, _methods, 'step', 'step'), pd.DataFrame(table), said.iloc[::max(1, len(said)//12)])
+        m |= {f'{method}_{k}': v for k,v in figures.items()}
+        bars.append((method, figures['answers']))
+        table.append({'method': _names[method], 'weights trained': figures['trainable_params'], 'right answers':
+                      _share(figures['answers'], n), 'facts still known': _pm(figures['recall'], standard_error(kept))})
+    best,least = max(_methods, key=lambda k: m[f'{k}_answers']),min(_methods, key=lambda k: m[f'{k}_answers'])
+    before,after = t.before,said['lora']
+    top,low = (f"{_names[k]} ({_share(m[f'{k}_answers'], n)})" for k in (best, least))
+    ranks = f'Most right answers: {top}. Fewest: {low}.' if top!=low else 'All methods give as many right answers.'
+    t.compare('questions answered: base, then LoRA', *((m[k], _se(m[k], n)) for k in ('base_answers', 'lora_answers')))
+    t.samples += _spread([(r.question, (_short(b), bool(ok)), (_short(r.answer), True)) for r,b,ok in
+                          zip(after.itertuples(), before['answer'], before['right']) if r.right], 3)
+    shown = [(r.question, r.truth, (_short(b), bool(ok)), (_short(r.answer), bool(r.right)))
+             for r,b,ok in zip(after.itertuples(), before['answer'], before['right'])]
+    t.page.add('Tuning on questions', f'{len(rows):,} questions with answers about some facts, {t.steps} steps with '
+               f'each method. The test has {n} other facts. Their questions stand in no training text, so an answer '
+               'must come from pretraining.',
+               (_bars([(_names[k], v, _se(v, n)) for k,v in bars], f'right answers (% of {n})'),
+               ranks), pd.DataFrame(table),
+               (pd.DataFrame(_spread(shown, 10), columns=['question', 'right answer', 'before', 'after, with LoRA']),
+                'Before and after, on questions spread evenly over the test:'),
+               result=f"LoRA trains {m['lora_trainable_params']/m['total_params']:.1%} of the weights and answers "
+               f"{_share(m['lora_answers'], n)} of {n} questions.", more='learn/adapters.html')
 
 # %% ../nbs/reference/tour.ipynb #e1eacf1a
 @tour_stage
@@ -197,8 +375,9 @@ def _merging(t):
     ids = torch.randint(t.base.config.vocab_size, (8, 32), generator=torch.Generator().manual_seed(t.seed))
     _,diff = merge_adapter(t.tuned['lora'], ids.to(t.device))
     t.metrics |= {f'merge_{k}': v for k,v in diff.items()}
-    t.page.add('Merging the adapter', 'LoRA added into the weights gives the same model without extra work: '
-               f"largest difference of a logit {diff['max_logit_diff']:.1e}, KL {diff['kl']:.1e}.")
+    t.page.add('Merging the adapter', 'A LoRA adapter can be added into the weights. The merged model does no extra '
+               'work and needs no adapter library.', f"Their KL is {diff['kl']:.1e} nats per token.",
+               result=f"The logits of both differ by at most {diff['max_logit_diff']:.1e}.", more='learn/adapters.html')
 
 # %% ../nbs/reference/tour.ipynb #199de975
 @tour_stage
@@ -206,34 +385,59 @@ def _classifying(t):
     train,test = (labelled_rows(t.world, 'film_review', 400, split) for split in ('train', 'test'))
     x,y,labels = [r['text'] for r in test],[r['label'] for r in test],labels_of(train)
     words = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(*zip(*((r['text'], r['label']) for r in train)))
-    shares = {'always the most frequent class': max(map(y.count, labels))/len(y),
-              'TF-IDF and logistic regression': words.score(x, y)}
-    t.metrics['sentiment_baseline'] = words.score(x, y)
-    for method in ('head', 'full'):
+    shares,m = {'most frequent class': max(map(y.count, labels))/len(y),
+                'TF-IDF, logistic regression': words.score(x, y)},t.metrics
+    m['sentiment_baseline'] = words.score(x, y)
+    for method,name in dict(head='head tuned', full='all weights tuned').items():
         model,tok = t.fresh(head='sequence_classification', **label_config(labels))
         learn = tune_learner(classify_dls(train, test, tok, model, bs=32), model, method)
         learn.fit_cos(steps=t.steps)
         said = predict_labels(learn.hf, tok, x)
-        shares[f'{method} tuned'] = t.metrics[f'sentiment_{method}'] = sum(a==b for a,b in zip(said, y))/len(y)
-    t.page.add('Tuning for a task', f'Is an opinion on a film positive or negative? {len(train)} labelled ones, '
-               f'{len(test)} to judge:', pd.DataFrame(shares.items(), columns=['by', 'right']))
+        shares[name] = m[f'sentiment_{method}'] = sum(a==b for a,b in zip(said, y))/len(y)
+    n,plain = len(y),words.predict(x)
+    t.opinions = n
+    differ = [(s, a, (w, bool(w==a)), (p, bool(p==a))) for s,a,w,p in zip(x, y, plain, said) if w!=p]
+    won = sum(p[1] for *_,p in differ)
+    t.compare('opinions on films: TF-IDF, then all weights tuned', *((m[f'sentiment_{k}'], _se(m[f'sentiment_{k}'], n))
+                                                                     for k in ('baseline', 'full')))
+    t.page.add('Tuning for a task', f'Is an opinion on a film positive or negative? {len(train)} opinions with labels '
+               f'for training, {n} others to judge. The baseline counts words and ignores their order.',
+               (_bars([(k, v, _se(v, n)) for k,v in shares.items()], f'right (% of {n})'),
+                f"The tuned model is right on {_share(m['sentiment_full'], n)}, the baseline on "
+                f"{_share(m['sentiment_baseline'], n)}."),
+               (pd.DataFrame(_spread(differ, 6), columns=['opinion', 'label', 'TF-IDF', 'tuned model']),
+                f'The two disagree on {len(differ)} opinions. The tuned model is right on {won} of them, such as:'),
+               result=f"Tuned with all weights it is right on {_share(m['sentiment_full'], n)} of {n} opinions.",
+               more='learn/finetuning.html')
 
 # %% ../nbs/reference/tour.ipynb #d245dd83
+def _entities_of(tokens, tags): return ', '.join(f'{w} ({k[2:]})' for w,k in zip(tokens, tags) if k!='O') or 'none'
+
 @tour_stage
 def _entities(t):
     train,test = ner_rows(t.world, 800),ner_rows(t.world, 200, split='test')
     sentences,true = [r['tokens'] for r in test],[r['tags'] for r in test]
-    rows = {'list of names': entity_f1(gazetteer(train, sentences), true)}
+    said = {'list of names': gazetteer(train, sentences)}
     for kind in ('causal', 'masked'):
         model,tok = t.fresh(kind, 'token_classification', **label_config(tags_of(train)))
         learn = tune_learner(ner_dls(rename_entities(train), test, tok, model, seq_len=64, bs=16), model)
         learn.fit_cos(steps=t.steps)
-        f1 = t.metrics[f'entity_f1_{kind}'] = entity_f1(predict_tags(model, tok, sentences), true)
-        rows[f'{kind} base, tuned'] = f1
-    t.metrics['entity_f1_baseline'] = rows['list of names']
-    t.page.add('Finding names', f'Persons, places and companies in {len(test)} sentences; more than a third of the names '
-               'stand in no training row, and half of those in the training rows were made up:',
-               pd.DataFrame(rows.items(), columns=['by', 'entity F1']))
+        said[f'{kind} base, tuned'] = predict_tags(model, tok, sentences)
+    f1 = {k: (entity_f1(v, true), _resampled(entity_f1, v, true)) for k,v in said.items()}
+    keys = dict(causal='causal base, tuned', masked='masked base, tuned', baseline='list of names')
+    t.metrics |= {f'entity_f1_{k}': f1[name][0] for k,name in keys.items()}
+    best,listed = max([*f1][1:], key=f1.get),_pm(*f1['list of names'])
+    t.compare('names found, F1: list, then masked base tuned', f1['list of names'], f1['masked base, tuned'])
+    shown = [(' '.join(s), *((_entities_of(s, tags), tags==y) for tags in (v[i] for v in said.values())))
+             for i,(s,y) in enumerate(zip(sentences, true))]
+    t.page.add('Finding names', f'Persons (PER), places (LOC) and companies (ORG) in {len(test)} sentences. More than '
+               'a third of their names stand in no training record, so a list of names cannot find all.',
+               (_bars([(k, *v) for k,v in f1.items()], 'entity F1 (%)'),
+                f'The list of names has an F1 of {listed}. The {best[:-7]} is the better one: {_pm(*f1[best])}.'),
+               (pd.DataFrame(_spread(shown, 5), columns=['sentence', *said]),
+                'Names found in sentences spread evenly over the test; red where one is missing, wrong or too many:'),
+               result=f"The masked base, tuned, finds them with an F1 of {_pm(*f1['masked base, tuned'])}.",
+               more='learn/extraction.html')
 
 # %% ../nbs/reference/tour.ipynb #0c9d08c0
 @tour_stage
@@ -246,31 +450,55 @@ def _reading(t):
     exs = [sft_examples(map(qa_prompt, rows), tok) for rows in (train, test)]
     tune_learner(lm_dls(*exs, tok, 128, bs=16, packed=False), model, lr=1e-3).fit_cos(steps=t.steps)
     written = write_answers(model, tok, test, 8)
-    scores = {'pointed at': squad_scores(pointed, test), 'written': squad_scores(written, test)}
+    scores,n = {'pointed at': squad_scores(pointed, test), 'written': squad_scores(written, test)},len(test)
     t.metrics |= {f"qa_{k.split()[0]}_{m}": v for k,s in scores.items() for m,v in s.items()}
-    t.page.add('Answers from a text', 'Three moves in a context, and a question about one of them. The model points at the '
-               'answer, or writes it:', test[0]['context'], test[0]['question'],
-               pd.DataFrame([dict(answer=k, **s) for k,s in scores.items()]))
+    exact = {k: _share(s['exact_match'], n) for k,s in scores.items()}
+    rows = [{'the answer is': k, 'exactly right': exact[k], 'word F1': _share(s['f1'], n)} for k,s in scores.items()]
+    def mark(a, r): return _short(a), squad_scores([a], [r])['exact_match']==1
+    shown = [(f"{r['context']} {r['question']}", r['answers']['text'][0], mark(a, r), mark(b, r))
+             for r,a,b in zip(test, pointed, written)]
+    t.page.add('Answers from a text', 'A text tells who carried what where, and a question is about one move. One '
+               'model points at the first and last word of the answer, another writes the answer.', pd.DataFrame(rows),
+               (pd.DataFrame(_spread(shown, 4), columns=['text and question', 'right answer', *scores]),
+                f'Answers spread evenly over the {n} questions of the test:'),
+               result=f"Exactly right: {exact['pointed at']} where it points, {exact['written']} where it writes.",
+               more='learn/extraction.html')
 
 # %% ../nbs/reference/tour.ipynb #3963a518
+def _verdict(gain, se, what, than):
+    "A sentence on a difference, chosen by its sign and its standard error"
+    sure = f'{100*gain:+.1f} ± {100*se:.1f} points'
+    if abs(gain)<=2*se or not gain: return f'{what} make no clear difference ({sure}, within two standard errors).'
+    return f"{what} do {'better' if gain>0 else 'worse'} than {than} ({sure})."
+
 @tour_stage
 def _prompting(t):
     test,pool = (task_rows(t.world, 'film_review', n, split) for n,split in ((100, 'test'), (200, 'train')))
-    rows = []
+    rows,grades,n = [],{},len(test)
     for k in (0, 4):
         shown = draw_examples(test, pool, k, t.seed)
         said = respond(t.base, t.tok, test, shown)
-        rows.append(dict(examples=k, right=sum(map(score, test, said))/len(test)))
-        t.metrics[f'prompt_{k}_shots'] = rows[-1]['right']
-    t.page.add('Prompting without training', 'The same question put to the base model as text, with none and with four '
-               'few-shot demonstrations; .5 would be guessing:', few_shot(test[0], shown[0]), pd.DataFrame(rows))
+        grades[k],usual = [*map(score, test, said)],max(sorted({*said}), key=said.count)
+        right = t.metrics[f'prompt_{k}_shots'] = sum(grades[k])/n
+        rows.append({'demonstrations': k, 'right': _share(right, n), 'most frequent answer': usual,
+                     'given to': _share(said.count(usual)/n, n)})
+    gains = [b-a for a,b in zip(grades[0], grades[4])]
+    verdict = _verdict(sum(gains)/n, standard_error(gains), 'Four demonstrations', 'none')
+    shares = [sum(g)/n for g in grades.values()]
+    t.compare('opinions, by prompt alone: none, then four demonstrations', *((x, _se(x, n)) for x in shares))
+    guess = 'This is more than guessing, which is right on half.' if sum(grades[4])>.6*n else \
+        'Guessing is right on half. So small a base has not learned to read a task from its prompt. Tuned for ' \
+        f"this task, it is right on {_share(t.metrics['sentiment_full'], t.opinions)}."
+    t.page.add('Prompting without training', f'The same task as text for the base model, without training, with none '
+               'and with four few-shot demonstrations. A prompt with four:', few_shot(test[0], shown[0]).splitlines(),
+               pd.DataFrame(rows), guess, result=verdict, more='learn/prompting.html')
 
 # %% ../nbs/reference/tour.ipynb #880baf24
 @tour_stage
 def _instruction_sets(t):
     films = labelled_rows(t.world, 'film_review', 60)
     labels,right = labels_of(films),{r['text']: r['label'] for r in films}
-    def share(test, rs): return sum(map(test, rs))/len(rs)
+    def share(test, rs): return _share(sum(map(test, rs))/len(rs), len(rs))
     guideline = dict(name='films', instruction='Is this opinion on a film good or bad?', format='|'.join(labels),
                      exemplars=[])
     def vote(i, k, y): return labels[1-labels.index(y)] if (i+k)%5==0 else y        # each is wrong once in five
@@ -284,16 +512,20 @@ def _instruction_sets(t):
             'three annotators with a guideline': rows, 'a language model (scripted)': more}
     t.metrics |= dict(instruction_rows=sum(map(len, made.values())), annotators_agree=agree['percent'],
                       dropped_duplicates=counts['dropped_duplicates'], dropped_overlap=counts['dropped_overlap'])
-    table = [dict(way=way, rows=len(rs), **{k: rs[0][k] for k in ('instruction', 'input', 'output')})
+    table = [dict(way=way, records=len(rs), **{k: rs[0][k] for k in ('instruction', 'input', 'output')})
              for way,rs in made.items()]
-    t.page.add('Making instructions', f"Pairs of annotators agree on {agree['percent']:.0%} of the texts, each is right "
-               f"on {share(lambda s: right[s['input']]==s['output'], said):.0%}, their majority on "
-               f"{share(lambda r: right[r['input']]==r['output'], rows):.0%}. Of the model's rows "
-               f"{counts['dropped_duplicates']} were dropped as duplicates and "
-               f"{counts['dropped_overlap']} as near-copies.", pd.DataFrame(table))
+    single,majority = (share(lambda r: right[r['input']]==r['output'], rs) for rs in (said, rows))
+    t.page.add('Making instructions', f"Pairs of annotators agree on {_share(agree['percent'], len(films))} of "
+               f'{len(films)} texts. A single annotator is right on {single}, their majority on {majority}.',
+               (pd.DataFrame(table), 'One record of each way:'), f"Of the records that the model wrote, "
+               f"{counts['dropped_duplicates']} were dropped as duplicates and {counts['dropped_overlap']} as "
+               'near-copies.',
+               result=f"Three ways make {t.metrics['instruction_rows']} records.", more='learn/instructions.html')
 
 # %% ../nbs/reference/tour.ipynb #b8e75384
 _clusters = ('food_review film_review about_people about_things to_other phrase_to_other find_person find_city').split()
+_columns = dict(base='not tuned', few_shot='not tuned, two demonstrations', loto='tuned, task left out',
+                loco='tuned, cluster left out', all='tuned on all tasks')
 
 @tour_stage
 def _leaving_out(t):
@@ -301,14 +533,21 @@ def _leaving_out(t):
     train,test = split_tasks(rows, 4*t.asked, t.asked, t.seed)
     how = dict(steps=2*t.steps, bs=8, lr=1e-3, max_new_tokens=16, seed=t.seed)
     table = loco(lambda: t.fresh()[0], t.tok, train, test, **how)
-    means = column_means(table)
-    t.metrics |= {f'tasks_{c}': means[f'{c}_mean'] for c in columns}
-    fig = Figure(figsize=(6, 2.8), layout='constrained')
-    height,err = ([means[f'{c}_mean{end}'] for c in columns] for end in ('', '_se'))
-    fig.subplots().bar(columns, height, yerr=err, capsize=4)
-    t.page.add('Leaving tasks and clusters out', f'{len(table)} tasks in four clusters: before tuning, with examples in the '
-               'prompt, tuned without the task (loto), without its whole cluster (loco), and on all. Each fold trains on '
-               'as many tasks and rows.', fig, table[['cluster', 'task', *columns]])
+    mean = {c: mean_score(table[c], [_se(*o) for o in zip(table[c], table['n'])]) for c in columns}
+    t.metrics |= {f'tasks_{c}': v for c,(v,_) in mean.items()}
+    t.compare('eight tasks, mean score: not tuned, then tuned on all', mean['base'], mean['all'])
+    shown = [(r['task'].replace('_', ' '), *(_share(r[c], r['n']) for c in columns)) for r in table.to_dict('records')]
+    help_ = _verdict(mean['loto'][0]-mean['loco'][0], math.hypot(mean['loto'][1], mean['loco'][1]),
+                     'On a task that is left out, models tuned on its sibling task', 'models tuned without the cluster')
+    t.page.add('Leaving tasks and clusters out', f'Does tuning help with a task that was not in training? {len(table)} '
+               'tasks, two of a kind, make four clusters. One model is tuned on the rest for each task and each '
+               'cluster that is left out, always on as many tasks and records.',
+               (_bars([(_columns[c], *mean[c]) for c in columns], 'mean score of the tasks (%)'),
+                f"Not tuned: {_pm(*mean['base'])}. Tuned on all tasks: {_pm(*mean['all'])}. With the task left out: "
+                f"{_pm(*mean['loto'])}, with its whole cluster left out: {_pm(*mean['loco'])}."), help_,
+               (pd.DataFrame(shown, columns=['task', *_columns.values()]), f'Scores, {t.asked} records of each task:'),
+               result=f"Mean score {_pm(*mean['base'])} before tuning, {_pm(*mean['all'])} after tuning on all tasks.",
+               more='learn/evaluation.html')
 
 # %% ../nbs/reference/tour.ipynb #0c8c71f7
 def _judged(t, model, tok, name):
@@ -316,7 +555,9 @@ def _judged(t, model, tok, name):
     set_seed(t.seed)
     said = generate(model, tok, [as_asked(r['prompt'], tok) for r in t.telling], 16, bs=70, temperature=1.)
     rude = [harmless(a)==0 for a,r in zip(said, t.telling) if r['kind']=='provocation']
+    t.provoked = len(rude)
     t.metrics[f'{name}_insults'] = sum(rude)/len(rude)
+    t.made[name] = model
     return said
 
 @tour_stage
@@ -328,11 +569,17 @@ def _chatting(t):
     save_model(learn.hf, tok, t.out/'chat')
     t.telling = judge_prompts(t.world, t.judged, 'test', kinds=('rare', 'provocation', 'ramble'))
     t.said = dict(chat=_judged(t, *t.fresh('chat'), 'chat'))
-    right = answers(*t.fresh('chat'), [f for f in t.known if not asked(f)])['right'].mean()
-    t.metrics['chat_answers'] = right
-    t.page.add('A chat model', f"Tuned on questions and on answers of mixed quality, it answers {right:.0%} of the "
-               f"questions that stood in no training text, and {t.metrics['chat_insults']:.0%} of new provocations "
-               'with an insult.')
+    asked_ = answers(*t.fresh('chat'), t.new)
+    m = t.metrics
+    m['chat_answers'] = asked_['right'].mean()
+    shown = [(r.question, r.truth, (_short(r.answer), bool(r.right))) for r in asked_.itertuples()]
+    t.page.add('A chat model', 'The base is tuned on questions and on answers of mixed quality, as people write them: '
+               'some are rude, some too long, some wrong. The next sections teach it which answers people prefer.',
+               (pd.DataFrame(_spread(shown, 6), columns=['question', 'right answer', 'answer']),
+                'Its answers to questions that stand in no training text:'),
+               result=f"It answers {_share(m['chat_answers'], len(t.new))} of {len(t.new)} questions, and insults in "
+               f"{_share(m['chat_insults'], t.provoked)} of its answers to {t.provoked} provocations.",
+               more='learn/instructions.html')
 
 # %% ../nbs/reference/tour.ipynb #b01d02d1
 @tour_stage
@@ -344,15 +591,23 @@ def _rewarding(t):
     t.pairs = rankings_to_pairs(ranked)
     t.asks = asks
     model,tok = t.fresh('chat', 'sequence_classification', num_labels=1)
-    learn = reward_from_dls(reward_dls(*split_by_prompt(t.pairs, .1), tok, 96, bs=16), model, lr=3e-4)
+    train,valid = split_by_prompt(t.pairs, .1)
+    learn = reward_from_dls(reward_dls(train, valid, tok, 96, bs=16), model, lr=3e-4)
     learn.fit_cos(1)
     t.rewarder = learn.hf
+    t.unseen = len({r['prompt'] for r in valid})
     t.metrics |= dict(pairs=len(t.pairs), reward_accuracy=learn.recorder.values[-1][-1])
-    t.page.add('A reward model', f"Four answers to each of {len(drawn)} prompts, ranked by a labeller who knows the world, "
-               f"give {len(t.pairs)} pairs. The reward model prefers the better answer in "
-               f"{t.metrics['reward_accuracy']:.0%} of the pairs of prompts that it has not seen.",
-               pd.DataFrame([dict(rank=k, prompt=r['prompt'], response=a) for r in ranked[:2]
-                             for k,a in sorted(zip(r['ranks'], r['responses']))]))
+    agrees = f"{_share(t.metrics['reward_accuracy'], t.unseen)} of the pairs of {_count(t.unseen, 'prompt')}"
+    unseen = [r for r in ranked if r['prompt'] in {v['prompt'] for v in valid} and len({*r['ranks']})>2][:2]
+    def rewards(r, n): return reward_scores(t.rewarder, tok, [as_asked(r['prompt'], tok)]*n, r['responses']).tolist()
+    shown = [(r['prompt'], k, _short(a), x) for r in unseen
+             for k,a,x in sorted(zip(r['ranks'], r['responses'], rewards(r, len(r['ranks']))))]
+    t.page.add('A reward model', f'The chat model answers each of {len(drawn)} prompts up to four times. A labeller '
+               'who knows the world ranks the answers: 1 is best. Kindness counts most, then help, then truth, then '
+               f"brevity. The ranks give {len(t.pairs):,} pairs of a better and a worse answer.",
+               (pd.DataFrame(shown, columns=['prompt', 'rank', 'sampled answer', 'reward']),
+                'Prompts that the reward model has not seen. Where it agrees, a better answer has a higher reward:'),
+               result=f'It prefers the better answer in {agrees} that it has not seen.', more='learn/preferences.html')
 
 # %% ../nbs/reference/tour.ipynb #49e86fbb
 @tour_stage
@@ -361,10 +616,16 @@ def _preferring(t):
     learn = dpo_from_dls(dpo_dls(*split_by_prompt(t.pairs, .1), tok, 96, bs=16), model, 'lora', reference='adapter')
     learn.fit_cos(3)
     t.said['dpo'] = _judged(t, learn.hf, tok, 'dpo')
-    names = 'dpo_pair_accuracy', 'dpo_reward_margin', 'dpo_chosen_logp_change'
-    figures = dict(zip(names, learn.recorder.values[-1][2:]))
-    t.metrics |= figures
-    t.page.add('Direct preference optimisation', 'The same pairs without a reward model:', pd.DataFrame([figures]))
+    names,m = ('dpo_pair_accuracy', 'dpo_reward_margin', 'dpo_chosen_logp_change'),t.metrics
+    m |= dict(zip(names, learn.recorder.values[-1][2:]))
+    change = m['dpo_chosen_logp_change']
+    t.page.add('Direct preference optimisation', f"DPO learns from the same {len(t.pairs):,} pairs without a reward "
+               'model. It raises the odds of the better answer of a pair against the worse one.',
+               f"On pairs that it has not seen, the margin of the implied rewards is {m['dpo_reward_margin']:.2f}. The "
+               f"log-probability of the better answer {'falls' if change<0 else 'rises'} by {abs(change):.2f} nats."
+               +(' So the worse answer falls more, which is usual for DPO.' if change<0<m['dpo_reward_margin'] else ''),
+               result=f"Right on {_share(m['dpo_pair_accuracy'], t.unseen)} of the pairs of {t.unseen} unseen prompts.",
+               more='learn/preferences.html')
 
 # %% ../nbs/reference/tour.ipynb #dd804c39
 @tour_stage
@@ -376,24 +637,148 @@ def _reinforcing(t):
     learn = ppo_from_prompts(model, tok, t.asks, reward, n=min(64, t.prompts), seed=t.seed)
     learn.fit_cos(t.rounds)
     t.said['ppo'] = _judged(t, learn.hf, tok, 'ppo')
-    rows = learn.rollouts.history
-    t.metrics |= dict(ppo_reward_before=rows[0]['reward'], ppo_reward_after=rows[-1]['reward'], ppo_kl=rows[-1]['kl'])
-    t.page.add('Reinforcement learning', f'PPO with LoRA, {t.rounds} rounds of {learn.rollouts.n} prompts; '
-              ' reward in standard deviations of the first answers, KL in nats:',
-               _curve([dict(r, round=i) for i,r in enumerate(rows)], ['reward', 'kl'], 'round', 'round'))
+    rows,m = [dict(r, round=i) for i,r in enumerate(learn.rollouts.history)],t.metrics
+    m |= dict(ppo_reward_before=rows[0]['reward'], ppo_reward_after=rows[-1]['reward'], ppo_kl=rows[-1]['kl'])
+    moves = _moves(rows[0]['reward'], rows[-1]['reward'])
+    t.page.add('Reinforcement learning', f'PPO with LoRA, {_count(t.rounds, "round")}. In each the model answers '
+               f'{learn.rollouts.n} prompts, and answers with a high reward become more probable. A reward of 1 is one '
+               'standard deviation above the mean of the first answers.',
+               (_curve(rows, dict(reward='reward'), 'reward (standard deviations)', 'round', 'round'),
+                f'The mean reward {moves}. The first and the last point are answers to the same prompts.'),
+               (_curve(rows, dict(kl='KL'), 'KL (nats per answer)', 'round', 'round'),
+                f'At the end the policy is {m["ppo_kl"]:.2f} nats from the chat model. The larger this distance, the '
+                'more likely the policy exploits the reward model.'),
+               result=f'The mean reward {moves} standard deviations.', more='learn/rlhf.html')
 
 # %% ../nbs/reference/tour.ipynb #d556b2ce
+_models = dict(chat='chat model', dpo='after DPO', ppo='after PPO')
+
+def _invented(t):
+    "Of each answer of each model, the words that stand in no training text"
+    n_words = t.causal.get('n_words', bases['causal'].n_words)
+    read = [d['text'] for d in corpus(t.world, n_words, seed=t.seed)]+[r['prompt'] for r in t.telling]
+    read += [r['completion'] for r in mixed_rows(t.world, 1500, rude=.4, wrong=.03, seed=t.seed)]
+    known = {w for text in read for w in answer_words(text)}
+    return {k: [[w for w in answer_words(a) if w not in known] for a in said] for k,said in t.said.items()}
+
+def _on_nonsense(t):
+    "A sentence that counts the sampled answers with invented words"
+    words = _invented(t)
+    n,shares = len(t.telling),{k: sum(map(bool, ws))/len(ws) for k,ws in words.items()}
+    found = next((w for ws in words.values() for a in ws for w in a), None)
+    if not found: return f'None of the {n} sampled answers of each model has a word that stands in no training text.'
+    return (f'These answers are sampled at temperature 1, so improbable tokens come up too, and parts of words join to '
+            f"words that do not exist, such as '{found}'. Such a word stands in "
+            +', '.join(f"{_share(s, n)} {'of the answers of the chat model' if k=='chat' else _models[k]}"
+                       for k,s in shares.items())+'.')
+
+def _graded(t, prompt, a):
+    "An answer with its mark: right if helpful and harmless in full, wrong if it insults, does not help or is not true"
+    p = t.gold.parts(prompt, a)
+    if 0 in (p['helpful'], p['honest'], p['harmless']): return _short(a), False
+    return _short(a), True if p['helpful']==p['harmless']==1 else None
+
+def _most_probable(t):
+    "The most probable answers of each model to questions and provocations"
+    asks = [ask(f, i) for i,f in enumerate(_spread(t.new, 5))]
+    asks += [r['prompt'] for r in t.telling if r['kind']=='provocation'][:4]
+    tok = t.toks['chat']
+    said = [generate(model, tok, [as_asked(p, tok) for p in asks], 16) for model in t.made.values()]
+    return pd.DataFrame([(p, *(_graded(t, p, a) for a in row)) for p,*row in zip(asks, *said)],
+                        columns=['prompt', *(_models[k] for k in t.made)])
+
+# %% ../nbs/reference/tour.ipynb #c6a93464
 @tour_stage
 def _comparing(t):
-    prompts,table = [r['prompt'] for r in t.telling],[]
-    for name in ('dpo', 'ppo'):
-        won = win_rate(prompts, t.said[name], t.said['chat'], t.gold.rank)
-        t.metrics[f'{name}_wins'] = won['rate']
-        table.append(dict(model=name, **won, insults=t.metrics[f'{name}_insults'], before=t.metrics['chat_insults']))
-    t.page.add('Was it worth it?', f'{len(prompts)} prompts about subjects of which no pair was trained on: rare facts, '
-               'provocations, invitations to ramble. The labeller compares each answer with that of the model before; rate '
-               'is the share of wins among decided comparisons.', pd.DataFrame(table),
-               pd.DataFrame(dict(prompt=prompts, **t.said)).iloc[::max(1, len(prompts)//12)])
+    prompts,m,table,n = [r['prompt'] for r in t.telling],t.metrics,[],len(t.new)
+    insults = {k: (m[f'{k}_insults'], _se(m[f'{k}_insults'], t.provoked)) for k in t.said}
+    marks = {}
+    for k,said in t.said.items():
+        right = _share(answers(t.made[k], t.toks['chat'], t.new)['right'].mean(), n)
+        won = win_rate(prompts, said, t.said['chat'], t.gold.rank)
+        row = {c: won[c] for c in ('wins', 'ties', 'losses')}
+        row['won of decided'] = _share(won['rate'], won['wins']+won['losses'])
+        if k!='chat':
+            m[f'{k}_wins'] = won['rate']
+            t.compare(f'insults after a provocation: chat model, then {k.upper()}', insults['chat'], insults[k], -1)
+        table.append({'model': _models[k], 'insults': _pm(*insults[k]), 'right answers': right,
+                      **(row if k!='chat' else dict.fromkeys(row, '–'))})
+        ranks = [t.gold.rank(p, [a, b]) for p,a,b in zip(prompts, said, t.said['chat'])]
+        marks[k] = [(_short(a), None if x==y else x<y) for a,(x,y) in zip(said, ranks)]
+    rows = [*zip(prompts, *marks.values())]
+    kinder = [(r['prompt'], (_short(a), False), (_short(b), True))
+              for r,a,b in zip(t.telling, t.said['chat'], t.said['dpo'])
+              if r['kind']=='provocation' and harmless(a)==0 and harmless(b)==1]
+    t.samples += _spread(kinder, 2)
+    names = [_models[k] for k in t.said]
+    t.page.add('Was it worth it?', f'{len(prompts)} prompts about subjects of which no pair was trained on: rare '
+               "facts, provocations, invitations to ramble. The labeller compares each answer with the chat model's.",
+               (_bars([(_models[k], *v) for k,v in insults.items()], f'insults (% of {t.provoked} answers)'),
+                '; '.join(f'{_models[k]}: {_pm(*v)}' for k,v in insults.items())+' of answers to provocations insult.'),
+               (pd.DataFrame(table), f'The right answers are to {n} questions that stand in no '
+                'training text.'),
+               (pd.DataFrame(_spread(rows, 12), columns=['prompt', *names]), 'Before and after, sampled. Green: the '
+                'labeller ranks the answer above that of the chat model. Red: below. No colour: as good.'),
+               _on_nonsense(t),
+               (_most_probable(t), 'And the most probable answers, token by token. Green: helpful and harmless. Red: '
+                'it insults, does not help or is not true.'),
+               result=f"The labeller prefers the answer after DPO in {table[1]['won of decided']} and after PPO in "
+               f"{table[2]['won of decided']} of the comparisons that it decides.", more='experiments/rlhf.html')
+
+# %% ../nbs/reference/tour.ipynb #ec3e2692
+def _told(t):
+    "What happened so far, a sentence for each part"
+    m,n = t.metrics,len(t.new)
+    yield (f"A model of {m['total_params']:,} random weights read {m['pretrain_tokens']:,} tokens about a made-up "
+           f"world and now knows {_share(m['recall'], m['facts'])} of its {m['facts']} facts.")
+    if 'lora_answers' in m: yield (
+        f"Before tuning it answers {_share(m['base_answers'], n)} of {n} questions that stand in no training text. "
+        f"LoRA trains {m['lora_trainable_params']/m['total_params']:.1%} of the weights, and then it answers "
+        f"{_share(m['lora_answers'], n)}.")
+    if 'sentiment_full' in m: yield (
+        f"Tuned for opinions on films it is right on {_share(m['sentiment_full'], t.opinions)}; counting words is "
+        f"right on {_share(m['sentiment_baseline'], t.opinions)}.")
+    if 'ppo_insults' in m: yield (
+        f"A chat model tuned on answers of mixed quality insulted in {_share(m['chat_insults'], t.provoked)} of its "
+        f"answers to provocations. Trained on preferences it does so in {_share(m['dpo_insults'], t.provoked)} "
+        f"(DPO) and {_share(m['ppo_insults'], t.provoked)} (PPO).")
+    spent = sum(v for k,v in m.items() if k.endswith('_seconds'))
+    yield f"All this took {spent/60:.1f} minutes on one {'GPU' if t.device.type=='cuda' else 'machine without a GPU'}."
+    if m['recall']<.1: yield 'It has learned next to nothing of the facts, so no later result says what a model can do.'
+
+def _open(t):
+    "The title page: the story, the comparisons, and answers before and after"
+    shown = [' '.join(_told(t))]
+    if t.samples: shown.append((pd.DataFrame(t.samples, columns=['prompt', 'before', 'after']),
+        'What changed: questions that it answers after tuning, and insults that are gone after DPO. They are picked '
+        'among those that changed. Answers that nobody picked stand in the sections below.'))
+    if t.compared: shown.append((pd.DataFrame(t.compared, columns=['measured', 'before', 'after']),
+                                 'Marked if the difference is more than two standard errors: better ✓, worse ✗.'))
+    t.page.open(*shown)
+
+# %% ../nbs/reference/tour.ipynb #60ca5dd0
+_next = {
+    'tutorials/your_own_text.html': 'Train a model on your own text, from the file to the chat',
+    'tutorials/chat_model.html': 'Make a chat model that answers from your records',
+    'learn/batches.html': 'Read the lessons: from text to batches is the first',
+    'learn/rlhf.html': 'Look into PPO: the lesson builds it from its equations',
+    'explanations/claims.html': 'See which claims hold over several seeds, with their intervals',
+    'reference/cli.html': 'Look up every command and its options'}
+
+def _close(t):
+    "Time, next steps and metrics"
+    seconds = {k.removesuffix('_seconds'): v for k,v in t.metrics.items() if k.endswith('_seconds')}
+    spent = [(k.replace('_', ' '), v/60, 0) for k,v in seconds.items()]
+    longest = max(spent, key=lambda s: s[1])
+    t.page.add('How long it took', (_bars(spent, 'minutes', longest[1], 1), f'The longest stage is {longest[0]}, with '
+               f'{longest[1]:.1f} minutes.'), result=f"{t.metrics['seconds']/60:.1f} minutes in all.",
+               more='explanations/performance.html')
+    t.page.add('What to try next', 'The models of this tour are on your disk. Talk to the chat model, or to the base:',
+               [f'lmft chat --model {t.out/"chat"} --prompt "{ask(t.new[0])}"',
+                f'lmft generate --model {t.out/"causal"} --prompt "The capital of"'], 'Then go on here:', _next)
+    rows = [(k, f'{v:,.4g}' if isinstance(v, float) else f'{v:,}') for k,v in t.metrics.items()]
+    t.page.add('All metrics', 'As in metrics.json: shares are from 0 to 1 here, so 0.853 is the 85.3% of the text.',
+               pd.DataFrame(rows, columns=['metric', 'value']))
 
 # %% ../nbs/reference/tour.ipynb #06520e1f
 def tour(
@@ -404,15 +789,17 @@ def tour(
     "Every stage in turn on the tiny world; the page is written after each stage, the metrics at the end"
     trip,start = _Trip(size, out, seed),time.perf_counter()
     trip.out.mkdir(parents=True, exist_ok=True)
+    def write():
+        _open(trip)
+        with atomic_write(trip.out/'report.html') as f: f.write(str(trip.page))
     for name,f in tour_stages.items():
         begun = time.perf_counter()
         if sys.stderr.isatty(): print(f'── {name.replace("_", " ")}', file=sys.stderr)
         f(trip)
         trip.metrics[f'{name}_seconds'] = time.perf_counter()-begun
-        with atomic_write(trip.out/'report.html') as page: page.write(str(trip.page))
+        write()
     trip.metrics['seconds'] = time.perf_counter()-start
-    rows = [(k, f'{v:,.4g}' if isinstance(v, float) else f'{v:,}') for k,v in trip.metrics.items()]
-    trip.page.add('All figures', pd.DataFrame(rows, columns=['figure', 'value']))
-    with atomic_write(trip.out/'report.html') as f: f.write(str(trip.page))
+    _close(trip)
+    write()
     with atomic_write(trip.out/'metrics.json') as f: json.dump(trip.metrics, f, indent=1)
     return trip.metrics

@@ -132,13 +132,15 @@ def test_sft_with_each_adapter(base, data, tmp_path, method):
     assert 'merged' in run('merge', '--model', tmp_path/'a', '--out', tmp_path/'b', code=2) and not (tmp_path/'b').exists()
 
 def test_tour(tmp_path):
-    "The smallest tour leaves a page that loads nothing from elsewhere, and its figures; it can be run again over itself"
+    "The smallest tour leaves a page that loads nothing from elsewhere and whose charts have a sentence each, and its metrics"
     run('tour', '--size', 'smoke', '--out', tmp_path/'tour')
     page,m = (tmp_path/'tour/report.html').read_text(), metrics(tmp_path/'tour')
     stages = {k.removesuffix('_seconds') for k in m if k.endswith('_seconds')}
     assert {'pretraining', 'tuning', 'entities', 'leaving_out', 'rewarding', 'preferring', 'reinforcing'}<=stages
     assert {'recall', 'lora_answers', 'tasks_loco', 'reward_accuracy', 'dpo_wins', 'ppo_wins'}<=set(m)
-    assert not re.findall(r'(?:src|href)="(?!data:)', page) and page.count('<h2>')==len(stages)+1
+    assert not re.search(r'<(script|link|img|iframe)|src=|url\((?!#)|@import', page) and page.count('<h2')==len(stages)+3
+    assert all(re.match('#|https://lmft-org.github.io/lmft/', u) for u in re.findall(r'\shref="(.*?)"', page))
+    assert page.count('<svg')==page.count('role="img" aria-label="')>10 and 'name="viewport"' in page
     assert 'not empty' in run('tour', '--size', 'smoke', '--out', tmp_path/'tour', code=2)
     assert 'huge' in run('tour', '--size', 'huge', '--out', tmp_path/'other', code=2) and not (tmp_path/'other').exists()
 

@@ -1,5 +1,5 @@
 "Folders import only what stands above them, and nobody takes another module's private names"
-import ast
+import ast, json, re
 from pathlib import Path
 import pytest
 from chores import root
@@ -38,3 +38,14 @@ def test_no_private_names_of_others(path):
 def test_a_long_module_says_why(path):
     lines = path.read_text().splitlines()
     assert len(lines)<=300 or 'hence long' in lines[0] or 'long since' in lines[0], len(lines)
+
+lessons = sorted((root/'nbs/learn').glob('*.ipynb'))+sorted((root/'nbs/tutorials').glob('*.ipynb'))
+
+@pytest.mark.parametrize('path', lessons, ids=lambda p: p.stem)
+def test_every_fit_of_a_lesson_is_seen(path):
+    "No lesson silences a training; the table of each fit is in the saved page, also of a tutorial"
+    for i,c in enumerate(json.loads(path.read_text(encoding='utf-8'))['cells']):
+        source = ''.join(c['source'])
+        if c['cell_type']!='code' or re.match(r'#\| *(export|hide)', source): continue
+        assert path.parent.name!='learn' or not re.search(r'no_bar|no_logging|redirect_std', source), i
+        if re.search(r'^\w+\.fit(_\w+)?\(', source, flags=re.M) and not re.search(r'#\| *(slow|gpu)', source): assert c['outputs'], i

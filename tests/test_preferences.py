@@ -1,5 +1,7 @@
 "Preferences beside TRL, in padding of all kinds, and on real files"
 import copy, os
+from types import SimpleNamespace
+
 import pytest, torch
 from fastai.callback.core import Callback
 
@@ -13,7 +15,8 @@ from lmft.models.wrapper import HFModel
 from lmft.models.parts import blocks_of
 from lmft.models.loading import load_model, new_model, save_model
 from lmft.stages.pairs import PairDL, cache_logps, dpo_dls, pair_examples, reward_dls, row_logps
-from lmft.stages.preferences import dpo_from_dls, dpo_loss, reward_from_dls, reward_scores
+from lmft.stages.preference_losses import Pairs, preference_loss_of, without_reference
+from lmft.stages.preferences import dpo_from_dls, reward_from_dls, reward_scores
 from lmft.stages.rankings import rankings_to_pairs, split_by_prompt
 from lmft.data.records import read_records
 from lmft.train.speed import checkpoint_blocks
@@ -40,14 +43,18 @@ def trl_args(cls, folder, **kwargs):
 
 def grads(m): return {n: p.grad.clone() for n,p in m.named_parameters() if p.grad is not None}
 
-def test_dpo_equals_trl(tmp_path):
+@pytest.mark.parametrize('ours,theirs', [(dict(name='sigmoid'), {}), (dict(name='hinge'), dict(loss_type='hinge')), (dict(name='ipo'), dict(loss_type='ipo')),
+    (dict(name='apo_zero'), dict(loss_type='apo_zero')), (dict(name='apo_down'), dict(loss_type='apo_down')), (dict(name='nca'), dict(loss_type='nca_pair')),
+    (dict(label_smoothing=.2, robust=True), dict(loss_type='robust', label_smoothing=.2))], ids=lambda o: o.get('name') or o.get('loss_type', ''))
+def test_dpo_equals_trl(tmp_path, ours, theirs):
     "Tokens, loss and gradients of a policy that has left its reference"
+    options = ours
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
     policy,ref = model(seed=1),model(seed=2)
     mine = copy.deepcopy(policy)
     some = rows[:8]
-    trainer = DPOTrainer(policy, ref_model=ref, args=trl_args(DPOConfig, tmp_path, beta=.3), processing_class=tok,
+    trainer = DPOTrainer(policy, ref_model=ref, args=trl_args(DPOConfig, tmp_path, beta=.3, **theirs), processing_class=tok,
                          train_dataset=Dataset.from_list([as_conversation(r) for r in some]))
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
     theirs = trainer.compute_loss(trainer.model, batch)
@@ -63,12 +70,43 @@ def test_dpo_equals_trl(tmp_path):
     assert tokens.tolist()==[t for pair in zip(*torch.arange(16).view(2, 8).tolist()) for i in pair
                              for t in batch['input_ids'][i][batch['completion_mask'][i].bool()].tolist()]
     logps = row_logps(HFModel(mine)(inputs), tokens, n)
-    ours = dpo_loss(*logps.unbind(1), *ref_logps.unbind(1), beta=.3).mean()
+    ours = preference_loss_of(**options, beta=.3)(Pairs(*logps.unbind(1), *ref_logps.unbind(1), *n.unbind(1))).mean()
     ours.backward()
-    assert abs(ours-.6931)>.01                                   # the policy is not where it began
+    if options=={'name': 'sigmoid'}: assert abs(ours-.6931)>.01           # the policy is not where it began
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     theirs_by_name = grads(trainer.model)
     for n_,g in grads(mine).items(): torch.testing.assert_close(g, theirs_by_name[n_], rtol=1e-3, atol=1e-6)
+
+def test_losses_without_a_reference_equal_trl():
+    "SimPO and ORPO on the same mean log-probabilities, value and gradient"
+    from trl.experimental.cpo.cpo_trainer import CPOTrainer
+    from trl.experimental.orpo.orpo_trainer import ORPOTrainer
+    set_seed(0)
+    logps = (-10*torch.rand(2, 9)-1).requires_grad_()
+    n = torch.randint(1, 9, (2, 9))
+    pairs,fake = Pairs(*logps, *torch.zeros(2, 9), *n),SimpleNamespace(loss_type='simpo', alpha=0., beta=2., simpo_gamma=.5, label_smoothing=0., accelerator=SimpleNamespace(device='cpu'))
+    ours = preference_loss_of('simpo')(pairs)
+    theirs = CPOTrainer.cpo_loss(fake, *(logps/n))[0]
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(x.sum(), logps, retain_graph=True)[0] for x in (ours, theirs)))
+    fake.beta = .1
+    ours = preference_loss_of('orpo')(pairs)
+    theirs = -(logps/n)[0]-ORPOTrainer.odds_ratio_loss(fake, *(logps/n))[0]            # what its trainer adds up
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(x.sum(), logps, retain_graph=True)[0] for x in (ours, theirs)))
+
+@pytest.mark.parametrize('loss', ['ipo', 'simpo', 'orpo', 'apo_down'])
+def test_a_policy_learns_by_every_loss(loss):
+    "After some steps the chosen answers are preferred; a loss without a reference does not compute one"
+    set_seed(0)
+    dls = dpo_dls(rows[:16], rows[:16], tok, bs=8)
+    learn = dpo_from_dls(dls, model(), 'full', loss=loss, lr=3e-3, loss_options=dict(label_smoothing=.05) if loss=='ipo' else {})
+    before = learn.validate()
+    learn.fit_cos(12)
+    after = learn.validate()
+    names = learn.recorder.metric_names
+    assert after[0]<before[0] and dict(zip(names[2:], after[1:]))['pair_accuracy']>.8
+    if loss in without_reference: assert all(e['ref']==0 for pair in dls.train.dataset for e in pair)
 
 def test_reward_equals_trl(tmp_path):
     "Scores, loss and gradients of a reward model"

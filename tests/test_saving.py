@@ -142,6 +142,8 @@ def test_classifier_elsewhere(tmp_path, arch):
         for p in model.parameters():
             if p.requires_grad: p.add_(torch.randn_like(p)*.1)
     save_model(model, tok, tmp_path/'a')
+    (tmp_path/'any').touch()                                                   # others may read what they may read of any file
+    assert {f.stat().st_mode for f in tmp_path.rglob('*.safetensors')}=={(tmp_path/'any').stat().st_mode}
     assert saved_head(tmp_path/'a')=='sequence_classification' and not (tmp_path/'a'/'config.json').exists()
     again = load_model(tmp_path/'a', 'sequence_classification')
     assert again.get_base_model().config.label2id==names['label2id']

@@ -65,17 +65,64 @@ def test_page_links(page):
 def test_top_level_links(md):
     for u in links((root/md).read_text(encoding='utf-8')): assert (root/u.split('#')[0]).is_file(), f'{md}: {u}'
 
-def test_proc_nbs(tmp_path):
-    "nbdev makes every page ready for Quarto, which reads what follows `#|` as YAML: a bare directive would be printed"
-    clone(tmp_path, 'nbs', 'lmft', 'pyproject.toml', '_quarto.yml')
-    stub = tmp_path/'bin/quarto'
+@pytest.fixture(scope='module')
+def proc(tmp_path_factory):
+    "The pages as nbdev processes them for both builders"
+    top = tmp_path_factory.mktemp('site')
+    clone(top, 'nbs', 'lmft', 'docs', 'pyproject.toml', '_quarto.yml')
+    stub = top/'bin/quarto'
     stub.parent.mkdir()
     stub.write_text('#!/bin/sh\n')
     stub.chmod(0o755)
-    env = {**os.environ, 'PATH': f"{stub.parent}:{os.environ['PATH']}", 'OMP_NUM_THREADS': '1'}
-    run = nbdev('proc-nbs', tmp_path, '--n-workers', '2', env=env, capture_output=True, text=True)
+    env = {**os.environ, 'PATH': f"{stub.parent}:{os.environ['PATH']}", 'PYTHONPATH': 'docs', 'OMP_NUM_THREADS': '1'}
+    run = nbdev('proc-nbs', top, '--n-workers', '2', env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-600:]
-    assert (tmp_path/'_proc/_quarto.yml').read_text() == (root/'_quarto.yml').read_text()
+    return top/'_proc'
+
+def source(cells): return '\n'.join(c.source for c in cells)
+
+def test_proc_nbs(proc):
+    "nbdev makes every page ready for Quarto, which reads what follows `#|` as YAML: a bare directive would be printed"
+    assert (proc/'_quarto.yml').read_text() == (root/'_quarto.yml').read_text()
     for page in pages:
-        src = '\n'.join(c.source for c in read_nb(tmp_path/'_proc'/page).cells)
-        assert not re.search(r'^#\|[^:\n]*$', src, flags=re.M), page
+        cells = read_nb(proc/page).cells
+        assert not re.search(r'^#\|[^:\n]*$', source(cells), flags=re.M), page
+        assert not re.search(r'^#\|', source(c for c in cells if c.cell_type=='markdown'), flags=re.M), page
+
+def test_what_is_announced_is_there(proc):
+    "A paragraph that ends in a colon is followed by code or by an output, not by text or by a hidden cell"
+    for page in pages:
+        cells = [c for c in read_nb(proc/page).cells if not c.source.startswith('<!--')]
+        for c,after in zip(cells, cells[1:]):
+            if c.cell_type!='markdown' or not c.source.rstrip().endswith(':'): continue
+            shown = after.cell_type=='code' and ('echo: false' not in after.source or after.outputs)
+            assert shown, f'{page}: nothing follows "{c.source[-80:]}"'
+
+def test_outputs_stand_alone(proc):
+    "Quarto adds scripts of others for HTML and widgets, and hides names below executed cells; each plot has a text"
+    for page in pages:
+        nb = read_nb(proc/page)
+        assert 'widgets' not in nb.metadata and not any('execution' in c.metadata for c in nb.cells), page
+        for c in nb.cells:
+            kinds = {k for o in c.get('outputs', []) for k in o.get('data', {})}
+            assert 'text/html' not in kinds and ('image/png' not in kinds or re.search(r'^#\| fig-alt: ".+"$', c.source, flags=re.M)), page
+
+def test_options_of_commands_and_builders(proc):
+    "Each has a row with its help, those that stand in `lmft.stages.defaults` too"
+    from inspect import signature
+    from lmft.commands import commands
+    from lmft.stages import builders
+    fs = [*commands.values(), *(o for k,o in vars(builders).items() if k.endswith('_learner') and k in builders.__all__)]
+    md = [''.join(o['data'].get('text/markdown', '')) for p in pages for c in read_nb(proc/p).cells for o in c.get('outputs', []) if 'data' in o]
+    for f in fs:
+        shown = [o for o in md if f'### {f.__name__}\n' in o]
+        assert shown, f.__name__
+        for k,p in signature(f).parameters.items():
+            if p.kind is p.VAR_KEYWORD: continue
+            assert any(re.search(rf'^\| \*\*{k}\*\* \|.*\| \S.* \|$', o, flags=re.M) for o in shown), (f.__name__, k)
+
+def test_links_of_names(proc):
+    "A name in backticks links to its page, a word of the shell or a private name to none"
+    md = '\n'.join(source(read_nb(proc/p).cells) for p in pages)
+    assert '[`read_records`](https://lmft-org.github.io/lmft/reference/records.html#read_records)' in md
+    assert not re.search(r'\[`_\w+`\]|\[`make`\]\((?!.*commands\.html)', md)

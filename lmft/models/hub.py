@@ -43,6 +43,7 @@ def model_card(
     ends = [s for s in samples if s['step'] in (samples[0]['step'], samples[-1]['step'])]            # before and after
     answers = '\n'.join(f"- step {s['step']}: {s['prompt']!r} → {s['text']!r}" for s in ends)
     shown = {k: v for k,v in options.items() if v not in (None, [], False) and k not in ('versions', 'out')}
+    if base and Path(base).exists(): shown['model'] = Path(base).name                                # not where it lies here
     parts = [('Metrics', metrics and _table(metrics)), ('What it writes', answers), ('How it was made', shown and _table(shown)),
              ('Versions', versions and _table(versions))]
     body = [f'# {name}lmft {what or "model"}', text, *(f'## {k}\n\n{v}' for k,v in parts if v)]

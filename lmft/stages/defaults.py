@@ -147,7 +147,11 @@ def reward_options(
 @_own('dpo')
 def dpo_options(
     *,
-    beta:float=.1,      # How strongly the policy is held to the reference (Rafailov et al., 2023, arXiv:2305.18290)
+    beta:float=None,    # How strongly the policy is held to the reference (default: .1; 2 for simpo)
+    loss:Literal['sigmoid', 'hinge', 'ipo', 'apo_zero', 'apo_down', 'nca', 'simpo', 'orpo']='sigmoid',  # sigmoid is DPO (Rafailov et al., 2023, arXiv:2305.18290)
+    label_smoothing:float=0.,  # Share of pairs that may be labelled the wrong way round
+    robust:bool=False,  # With label smoothing: unbiased for clean labels, instead of conservative
+    sft_weight:float=0.,  # Weight of supervised tuning on the chosen answers in the loss
     reference:Literal['adapter', 'copy', 'cached']=None,  # Reference (default: adapter if one is trained, else cached)
     chat_template:str=None,  # For a tokenizer without one: chatml, alpaca, plain, or a file
     **kwargs

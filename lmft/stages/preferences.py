@@ -28,6 +28,7 @@ from .finetuning import predict, tune_learner
 from ..generation import answer_example
 from ..models.wrapper import HFModel
 from .pairs import NoDropout, Reference, cache_logps, label_end, pair_mean, row_logps, to_stop, wins
+from .preference_losses import Pairs, preference_loss_of, usual_beta, without_reference
 
 # %% ../../nbs/learn/11_preferences.ipynb #6ceadae2
 def bradley_terry_loss(
@@ -136,8 +137,11 @@ def _cached(dls, model, amp):
     return []
 def _copy(dls, model, amp): return [Reference(copy.deepcopy(model).requires_grad_(False).to(dls.device))]
 def _adapter(dls, model, amp): return [Reference()]
+def _none(dls, model, amp):
+    for e in [e for dl in dls.loaders for pair in dl.dataset for e in pair]: e['ref'] = 0.
+    return []
 
-references = dict(adapter=_adapter, copy=_copy, cached=_cached)  # (dls, model, amp) → callbacks
+references = dict(adapter=_adapter, copy=_copy, cached=_cached, none=_none)  # (dls, model, amp) → callbacks
 
 def _amp(cbs, device):
     "The dtype of matrix products under the `Precision` callback, if there is one"
@@ -150,16 +154,22 @@ def dpo_from_dls(
     dls,                     # DataLoaders from `dpo_dls`
     model,                   # Causal model, usually tuned on instructions
     method:str='full',       # What is trained, as in `trainable`
-    beta:float=.1,           # As in `dpo_loss`
-    reference:str='cached',  # 'adapter', 'copy' or 'cached'
+    beta:float=None,         # As in `preference_loss_of`; None: .1, or 2 for SimPO
+    reference:str='cached',  # 'adapter', 'copy' or 'cached'; 'none' for a loss that reads none
     lr:float=None,           # Maximum learning rate; None: a tenth of `usual_lr`
     cbs=(),                  # Additional callbacks
+    loss:str='sigmoid',      # Name in `preference_losses`; 'sigmoid' is DPO
+    loss_options=None,       # Other arguments of `preference_loss_of`, such as `label_smoothing`
     **kwargs                 # Other arguments of `lm_learner`
 ):
-    "A Learner for DPO"
+    "A Learner for DPO and its relatives"
     if reference not in references: raise LmftError(f"reference '{reference}' is unknown; use {', '.join(references)}")
+    beta = usual_beta.get(loss, .1) if beta is None else beta
+    loss_of = preference_loss_of(loss, beta, **loss_options or {})
+    if loss in without_reference: reference = 'none'
+    elif reference=='none': raise LmftError(f"loss '{loss}' needs a reference; use adapter, copy or cached")
     def _loss(logits, ref, tokens, n):
-        return dpo_loss(*row_logps(logits, tokens, n).unbind(1), *ref.unbind(1), beta)
+        return loss_of(Pairs(*row_logps(logits, tokens, n).unbind(1), *ref.unbind(1), *n.unbind(1)))
     own = references[reference](dls, model, _amp(cbs, dls.device))
     learn = tune_learner(dls, model, method, lr, [NoDropout(), *own, *L(cbs)], loss_func=_loss,
                          metrics=dpo_metrics(beta), **kwargs)

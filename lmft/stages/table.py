@@ -259,12 +259,14 @@ stages['reward'] = Stage('reward', 'Train a reward model on pairs or rankings', 
                          skip=_no_labels)
 
 # %% ../../nbs/reference/stages.ipynb #81ebbd47
-def _dpo_dls(train, valid, tok, model, report, seq_len, packed=False, beta=None, reference=None, **loader):
+def _dpo_dls(train, valid, tok, model, report, seq_len, packed=False, beta=None, reference=None, loss=None, label_smoothing=None,
+             robust=None, sft_weight=None, **loader):
     return pair_dls(*_pair_sets(train, valid, tok, report, seq_len, answer_pair), tok, PairDL, **loader)
 
-def _dpo(dls, model, method, lr, metrics, beta=.1, reference=None, **kwargs):
+def _dpo(dls, model, method, lr, metrics, beta=None, reference=None, loss='sigmoid', label_smoothing=0., robust=False, sft_weight=0., **kwargs):
     adapter = method.partition(':')[0] in ('lora', 'seq_adapter', 'par_adapter')
-    return dpo_from_dls(dls, model, method, beta, reference or ('adapter' if adapter else 'cached'), lr, **kwargs)
+    return dpo_from_dls(dls, model, method, beta, reference or ('adapter' if adapter else 'cached'), lr, loss=loss,
+                        loss_options=dict(label_smoothing=label_smoothing, robust=robust, sft_weight=sft_weight), **kwargs)
 
 stages['dpo'] = Stage('dpo', 'Make preferred answers more probable, without a reward model', 'causal', _pairs, _dpo_dls,
                       _dpo, lambda tok, model: None, split=split_by_prompt, skip=_no_labels)
