@@ -292,13 +292,15 @@ def _pretraining(t):
               total_params=count_params(t.base)['total_params'])
     knows = f"{_share(m['recall'], m['facts'])} of {m['facts']} facts"
     percent = [dict(r, recall=100*r['recall']) for r in meter.history]
-    half = next(r['tokens'] for r in meter.history if r['recall']>=m['recall']/2)
+    steep = max(zip(percent, percent[1:]), key=lambda p: p[1]['recall']-p[0]['recall'], default=None)
+    steep = steep and f" The steepest rise, from {steep[0]['recall']:.1f}% to {steep[1]['recall']:.1f}%, is between " \
+        f"{steep[0]['tokens']:,} and {steep[1]['tokens']:,} tokens."
     t.page.add('Pretraining', f"A model of {m['total_params']:,} random weights reads {m['pretrain_tokens']:,} tokens "
                'about a made-up world: who lives where, what an animal eats, who made which film. It learns to predict '
                'the next token. A fact counts as known if the model completes its sentences rightly.',
                _losses(log.history, 'token'),
                (_curve(percent, dict(recall='facts'), 'facts known (%)'),
-                f'At the end it knows {knows}. It knew half as many after {half:,} tokens.'),
+                f"At the end it knows {knows}.{steep or ''}"),
                result=f"It learns {knows}, at {m['pretrain_bpb']:.2f} bits per byte of new text.",
                more='learn/pretraining.html')
 
@@ -406,7 +408,7 @@ def _classifying(t):
                 f"The tuned model is right on {_share(m['sentiment_full'], n)}, the baseline on "
                 f"{_share(m['sentiment_baseline'], n)}."),
                (pd.DataFrame(_spread(differ, 6), columns=['opinion', 'label', 'TF-IDF', 'tuned model']),
-                f'The two disagree on {len(differ)} opinions. The tuned model is right on {won} of them, such as:'),
+                f'The two disagree on {len(differ)} opinions, and the tuned model is right on {won} of them. A few:'),
                result=f"Tuned with all weights it is right on {_share(m['sentiment_full'], n)} of {n} opinions.",
                more='learn/finetuning.html')
 
