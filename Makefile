@@ -54,7 +54,7 @@ claims: .venv/ready
 readme: .venv/ready
 	$(BIN)/python tests/chores.py readme
 
-# The site by Quarto, which quarto-cli fetches from GitHub where there is none
+# The site by Quarto; where there is none, the package quarto-cli fetches it from GitHub
 docs: quarto
 	PYTHONPATH=docs $(BIN)/nbdev-docs
 

@@ -86,9 +86,11 @@ class source(Processor):
     "Where the notebook of a page is, at its end"
     def end(self):
         nb = Path(self.nb.path_).resolve().relative_to(cfg.config_path.resolve()).as_posix()
-        at,colab = (f'{o}/blob/{cfg.branch}/{nb}' for o in (cfg.git_url, cfg.git_url.replace('github.com', 'colab.research.google.com/github')))
-        self.nb.cells.append(mk_cell(f'This page is a notebook: [read it on GitHub]({at}), open it in JupyterLab with `make lab`, or '
-            f'[in Colab]({colab}), with `%pip install git+{cfg.git_url}` as its first cell.', 'markdown'))
+        hosts = cfg.git_url,cfg.git_url.replace('github.com', 'colab.research.google.com/github')
+        at,colab = (f'{o}/blob/{cfg.branch}/{nb}' for o in hosts)
+        self.nb.cells.append(mk_cell(
+            f'This page is a notebook: [read it on GitHub]({at}), open it in JupyterLab with `make lab`, or [in Colab]({colab}), with '
+            f'`%pip install git+{cfg.git_url}` as its first cell.', 'markdown'))
 
 # Sphinx
 
@@ -128,14 +130,15 @@ def myst_nb(nb, page, more=''):
             hide = [f'remove-{k}' for k,o in (('input', 'echo'), ('output', 'output')) if opts.get(o) is False]
             c['metadata'] = dict(tags=hide, mystnb=dict(image=dict(alt=opts['fig-alt'])) if 'fig-alt' in opts else {})
         cells.append(c)
-    lang = dict(name='python', pygments_lexer='ipython3')
-    meta = dict(kernelspec=nb['metadata']['kernelspec'], language_info=lang, myst=dict(html_meta=dict(description=fm['description'])))
+    meta = dict(kernelspec=nb['metadata']['kernelspec'], language_info=dict(name='python', pygments_lexer='ipython3'),
+                myst=dict(html_meta=dict(description=fm['description'])))
     return dict(nb, cells=[*cells, mk_cell(more, 'markdown')], metadata=meta)
 
 def contents(sidebar):
     "The sidebar of `_quarto.yml` for Sphinx"
     def docs(o): return [nbpath2html(p).with_suffix('').as_posix() for p in o['contents'] if p!='index.ipynb']
-    return '\n'.join('\n'.join(['```{toctree}', ':hidden:', f":caption: {o['section']}", *docs(o), '```']) for o in sidebar if docs(o))
+    def tree(o): return '\n'.join(['```{toctree}', ':hidden:', f":caption: {o['section']}", *docs(o), '```'])
+    return '\n'.join(tree(o) for o in sidebar if docs(o))
 
 def write_pages(proc, to, site):
     "All processed pages in `proc` for Sphinx, into `to`, and the files that they show"

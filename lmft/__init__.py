@@ -2,7 +2,7 @@
 preferences. Every step is a notebook that you can read as a lesson, run as an experiment, and import as a library. It is for people
 who want a result from their own model and file in three lines, and for people who want to know what those lines do. Trainers such as
 TRL have more methods and run on large clusters, but their code is not made to be read; courses explain, but you cannot import them.
-Here both are the same code, it runs on a laptop with two cores and no GPU, and each number on a page was measured by that page.
+Here both are the same code, it runs on a laptop with two cores and no GPU, and the numbers on a page were measured by that page.
 
 Modules:
 

@@ -1,6 +1,6 @@
 """A class, several classes or a number for each text: which token is read, what the loss is, how it is read back
 
-Fine-tuning continues from a pretrained model with labelled records. The loop stays the same; a task is how a record
+Fine-tuning continues from a pretrained model with labelled records. The loop stays the same; a task says how a record
 becomes targets, and how predictions are read back. Here a text, or a pair of texts, gets a class, several classes or a
 number, from a head of its own or from the words that the model writes next, and one `method` says which weights move.
 

@@ -2,7 +2,7 @@
 
 fastai's `Learner` with four things made exact for language models: only the positions that are trained reach the
 head, every mean is a mean over tokens, an optimiser step over many micro-batches equals the step over one big batch,
-and weight decay knows which weights are matrices. Callbacks,
+and weight decay pulls matrices alone, not biases and norms. Callbacks,
 `lr_find`, schedules, `freeze` and slices of learning rates work as in fastai; `export` is rejected, since it would write a pickle.
 
 Docs: https://lmft-org.github.io/lmft/learn/learner.html.md"""
