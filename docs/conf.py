@@ -1,4 +1,4 @@
-"`make preview`: the pages that nbdev has processed, by Sphinx from PyPI alone; nothing is run, nothing comes from the web"
+"`make preview`: the pages that nbdev has processed, by Sphinx; nothing is run, nothing comes from the web"
 from pathlib import Path
 import yaml
 from docutils.nodes import SkipNode

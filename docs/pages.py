@@ -1,4 +1,4 @@
-"What the site needs beyond nbdev: processors for all pages (`doc_procs`), and the same pages for Sphinx (`make preview`)"
+"What the site needs beyond nbdev: processors for all pages (`doc_procs`), and the pages for Sphinx"
 import json, os, re, sys
 from pathlib import Path
 from shutil import rmtree
@@ -24,7 +24,8 @@ def _repr_markdown_(self:MarkdownRenderer):
     "The signature, the one line, and a table of all parameters, those of delegates too"
     if not getattr(self.dm, 'has_docment', False): rows,sig = '',self.dm
     else:
-        rows,sig = '| parameter | default | what it is |\n|:---|:---|:---------|\n',DocmentText(self.sym, docstring=False)
+        rows = '| parameter | default | what it is |\n|:---|:---|:---------|\n'
+        sig = DocmentText(self.sym, docstring=False)
         for k,v in sig.dm.items():
             default = '' if v.default is empty else f'`{getattr(v.default, "__name__", repr(v.default))}`'
             name = '*returns*' if k=='return' else f'**{in_table(k)}**'
@@ -50,16 +51,17 @@ class links(Processor):
     def cell(self, cell):
         if cell.cell_type=='markdown': cell.source = self.links.linkify(re.sub(r'\A(#\|.*\n)+', '', cell.source))
         for o in cell.get('outputs', []):
-            if md := o.get('data', {}).get('text/markdown'): o['data']['text/markdown'] = self.links.linkify(''.join(md))
+            data = o.get('data', {})
+            if md := data.get('text/markdown'): data['text/markdown'] = self.links.linkify(''.join(md))
 
 class exports(Processor):
-    "Instead of nbdev's `rm_export`: code that a sentence announces stays, unless a table of its parameters stands for it"
+    "Instead of nbdev's `rm_export`: code that a sentence announces stays where no table of parameters follows"
     def begin(self): self.before = None
     def cell(self, cell):
         if cell.cell_type=='code' and cell.directives_.keys() & {'export', 'exporti', 'hide', 'default_exp'}:
             told = self.before and self.before.cell_type=='markdown' and self.before.source.rstrip().endswith(':')
-            after = self.nb.cells[cell.idx_+1:cell.idx_+2]
-            if not told or 'export' not in cell.directives_ or (after and getattr(after[0], 'has_sd', 0)): del cell['source']
+            tabled = any(getattr(c, 'has_sd', 0) for c in self.nb.cells[cell.idx_+1:cell.idx_+2])
+            if not told or tabled or 'export' not in cell.directives_: del cell['source']
         self.before = cell
 
 class outputs(Processor):
@@ -72,9 +74,10 @@ class outputs(Processor):
         cell.metadata.pop('execution', None)
         for o in cell.get('outputs', []):
             data = o.get('data', {})
-            if 'text/html' in data: data['text/markdown'] = '````{=html}\n' + ''.join(data.pop('text/html')).strip() + '\n````'
+            if html := data.pop('text/html', None): data['text/markdown'] = '````{=html}\n' + ''.join(html).strip() + '\n````'
             if 'image/png' in data and 'fig-alt' not in cell.source:
-                cell.source = f'#| fig-alt: {json.dumps(last_sentence(self.said) or "plot", ensure_ascii=False)}\n{cell.source}'
+                alt = json.dumps(last_sentence(self.said) or 'plot', ensure_ascii=False)
+                cell.source = f'#| fig-alt: {alt}\n{cell.source}'
 
 def last_sentence(md):
     "The last sentence of Markdown as plain text"
@@ -89,8 +92,8 @@ class source(Processor):
         hosts = cfg.git_url,cfg.git_url.replace('github.com', 'colab.research.google.com/github')
         at,colab = (f'{o}/blob/{cfg.branch}/{nb}' for o in hosts)
         self.nb.cells.append(mk_cell(
-            f'This page is a notebook: [read it on GitHub]({at}), open it in JupyterLab with `make lab`, or [in Colab]({colab}), with '
-            f'`%pip install git+{cfg.git_url}` as its first cell.', 'markdown'))
+            f'This page is a notebook: [read it on GitHub]({at}), open it in JupyterLab with `make lab`, or [in Colab]({colab}), '
+            f'with `%pip install git+{cfg.git_url}` as its first cell.', 'markdown'))
 
 # Sphinx
 
@@ -124,7 +127,8 @@ def myst_nb(nb, page, more=''):
         if c['cell_type']=='raw':
             fm = yaml.safe_load(c['source'].strip('-\n'))
             c = mk_cell(f"# {fm['title']}\n\n> {fm['description']}", 'markdown')
-        elif opts.get('output')=='asis': c = mk_cell(''.join(outs[0]['data']['text/markdown']) if outs else '', 'markdown')
+        elif opts.get('output')=='asis':
+            c = mk_cell('\n\n'.join(''.join(o['data']['text/markdown']) for o in outs), 'markdown')
         if c['cell_type']=='markdown': c['source'] = as_myst(c['source'], page)
         else:
             hide = [f'remove-{k}' for k,o in (('input', 'echo'), ('output', 'output')) if opts.get(o) is False]
@@ -147,7 +151,8 @@ def write_pages(proc, to, site):
         if p.suffix=='.ipynb':
             name = nbpath2html(name).with_suffix('.ipynb')
             page = name.with_suffix('').as_posix()
-            text = json.dumps(myst_nb(read_nb(p), page, contents(site['sidebar']['contents']) if page=='index' else '')).encode()
+            more = contents(site['sidebar']['contents']) if page=='index' else ''
+            text = json.dumps(myst_nb(read_nb(p), page, more)).encode()
         elif p.suffix=='.md': text = as_myst(p.read_text(), name.stem).encode()
         elif p.suffix in ('.svg', '.png') and 'out' not in name.parts: text = p.read_bytes()
         if text:
@@ -165,4 +170,4 @@ if __name__=='__main__':
     rc = main(['-q', '-W', '--keep-going', '-c', str(root/'docs'), str(src), str(root/'_preview/html')])
     if not rc: print('open _preview/html/index.html')
     sys.stdout.flush()
-    os._exit(rc)                                 # each page had a shell, and each of them would collect garbage on leaving
+    os._exit(rc)                     # each page had a shell, and each of them would collect garbage on leaving

@@ -50,6 +50,7 @@ Modules:
 - `lmft.options`: What commands share: options written once, and a check that they are what the signature says
 - `lmft.progress`: How far long work is and how long it will take, in a terminal, in a notebook and in a log file
 - `lmft.runs`: A run and its folder, from the first check to the model card, hence long
+- `lmft.stages.advantages`: REINFORCE, RLOO, GRPO and Dr. GRPO in a line each, beside the true gradient
 - `lmft.stages.bases`: Measure what a model knows of the tiny world, and get the two base models from which the later lessons start
 - `lmft.stages.builders`: From a file and a model to a learner in one call: `sft_learner` and eight more, hence long
 - `lmft.stages.classification`: A class, several classes or a number for each text: labels, losses, scores and chance in one place, hence long

@@ -113,7 +113,7 @@ def test_options_of_commands_and_builders(proc):
     from inspect import signature
     from lmft.commands import commands
     from lmft.stages import builders
-    fs = [*commands.values(), *(o for k,o in vars(builders).items() if k.endswith('_learner') and k in builders.__all__)]
+    fs = [*commands.values(), *(getattr(builders, k) for k in builders.__all__ if k.endswith('_learner'))]
     outs = [o for p in pages for c in read_nb(proc/p).cells for o in c.get('outputs', [])]
     md = [''.join(o.get('data', {}).get('text/markdown', '')) for o in outs]
     for f in fs:

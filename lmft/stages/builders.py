@@ -470,12 +470,13 @@ def ppo_learner(
     score = reward if callable(reward) else load_reward(reward, device)
     tok,hf = open_model(model, s, None, tok, **_four_bit(o, model, device, precision))
     texts,hf = _that_fit(texts, tok, hf, o['max_new_tokens'], report),hf.to(device)
-    o |= dict(n=o['n'] or min(64, len(texts)), lr=o['lr'] or stage_lr(s, hf, o['method']))
+    group = o['group'] or (1 if o['advantage'] in ('gae', 'mean') else 4)
+    o |= dict(group=group, n=o['n'] or min(64, len(texts)*group)//group*group, lr=o['lr'] or stage_lr(s, hf, o['method']))
     first = sample_rollouts(hf, tok, [as_asked(p, tok) for p in texts[:256]], o['max_new_tokens'])
     scores = scaled_reward(score, [r['prompt'] for r in first], [r['answer'] for r in first])
     learn = s.learner(hf, tok, texts, scores, o['method'], device=device,
                       method_options={k: o[k] for k in _lora if o[k]!=_lora[k]},
-                      **{k: o[k] for k in ('n', 'bs', 'n_acc', 'seed', 'beta', 'lr', 'max_new_tokens')},
+                      **{k: o[k] for k in ('n', 'bs', 'n_acc', 'seed', 'beta', 'lr', 'max_new_tokens', 'advantage', 'group')},
                       cbs=[*mixed_precision(precision), Processes(device), *L(cbs)])
     learn.add_cbs(loss_cbs(learn))
     learn.tok,learn.stage,learn.report,learn.held = tok,s,report,None

@@ -162,7 +162,9 @@ def dpo_options(
 def ppo_options(
     *,
     beta:float=.05,         # KL coefficient, in standard deviations of the first rewards
-    n:int=None,             # Prompts of a round (default: 64, or all if there are fewer)
+    n:int=None,             # Answers of a round (default: 64, or one to each prompt if there are fewer)
+    advantage:Literal['gae', 'mean', 'rloo', 'dr_grpo', 'grpo']='gae',  # By the value head of PPO (gae), or by comparing answers
+    group:int=None,         # Answers to each prompt of a round (default: 1 for gae and mean, else 4)
     max_new_tokens:int=32,  # Maximum tokens of an answer
     **kwargs
 ): "Options of proximal policy optimisation"
@@ -192,7 +194,7 @@ def fit_options(
 ): "Options of a run"
 
 # %% ../../nbs/reference/defaults.ipynb #7782f4a3
-_above_0 = ('epochs', 'max_steps', 'bs', 'n_acc', 'seq_len', 'lr', 'max_new_tokens', 'n_words', 'rows', 'n', 'rouge', 'beta', 'eps',
+_above_0 = ('group', 'epochs', 'max_steps', 'bs', 'n_acc', 'seq_len', 'lr', 'max_new_tokens', 'n_words', 'rows', 'n', 'rouge', 'beta', 'eps',
             'clip', 'r', 'alpha', 'stride', 'eval_every', 'early_stopping', 'save_every', 'save_total', 'tokens', 'vocab_size')
 _ranges = {**dict.fromkeys(_above_0, ('a number above 0', lambda x: 0<x<inf)),
            **dict.fromkeys(('shots', 'held_out', 'temperature', 'warmup', 'wd'), ('0 or more', lambda x: 0<=x<inf)),

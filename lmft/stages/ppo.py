@@ -33,6 +33,7 @@ from ..models.methods import method_cbs, trainable, usual_lr
 from ..models.parts import head_of, virtual_tokens
 from ..models.wrapper import HFModel
 from ..train.learner import SumMetric, lm_learner, token_loss
+from .advantages import group_advantages
 from .pairs import NoDropout
 from .rankings import last_turn
 from .rlhf import gae, kl_rewards, ppo_loss, sample_rollouts, token_stats, whiten
@@ -85,7 +86,9 @@ class Rollouts(Callback):
         prompts:list,           # Strings, or lists of messages, to sample from
         reward,                 # `(prompts, answers)` -> list of float
         ref_model=None,         # Frozen reference; None: the policy with its adapter disabled
-        n:int=64,               # Prompts per round
+        n:int=64,               # Answers per round
+        advantage:str='gae',    # 'gae': by the value head; else a name in `advantage_functions`
+        group:int=1,            # Answers to each prompt of a round; a divisor of `n`
         max_new_tokens:int=16,  # Maximum number of tokens in an answer
         beta:float=.05,         # KL coefficient: reward units per nat
         gamma:float=1.,         # As in `gae`
@@ -95,7 +98,9 @@ class Rollouts(Callback):
     ):
         store_attr()
         self.history = []
-    def prompts_of(self, i): return random.Random(f'{self.seed}-{i}').sample(self.prompts, self.n)
+    def prompts_of(self, i):
+        some = random.Random(f'{self.seed}-{i}').sample(self.prompts, self.n//self.group)
+        return [p for p in some for _ in range(self.group)]
     def before_fit(self): self.fit_amp = self.model.amp
     def before_train(self): self.dls.train.dataset[:] = self.sample_round(self.prompts_of(len(self.history)))
     def after_fit(self):
@@ -143,13 +148,24 @@ def _measure(self:Rollouts, rollouts):
 # %% ../../nbs/reference/ppo.ipynb #009102bd
 @patch
 def _estimate(self:Rollouts, rollouts):
-    "Returns and whitened advantages of each answer's tokens"
+    "Returns and advantages of each answer's tokens: whitened GAE, or one advantage for all tokens of an answer"
+    if self.advantage!='gae': return self._compare(rollouts)
     for r in rollouts:
         rewards = kl_rewards(r['reward'], r['logps'], r['ref_logps'], self.beta)
         r['advantages'] = gae(rewards, r['values'], self.gamma, self.lam)
         r['returns'] = r['advantages']+r['values']
     white = whiten(torch.cat([r['advantages'] for r in rollouts]))
     for r,advantages in zip(rollouts, white.split([len(r['logps']) for r in rollouts])): r['advantages'] = advantages
+
+# %% ../../nbs/reference/ppo.ipynb #d0a30653
+@patch
+def _compare(self:Rollouts, rollouts):
+    "Advantages from the rewards of the answers to one prompt, less their KL"
+    kl = torch.stack([(r['logps']-r['ref_logps']).sum() for r in rollouts])
+    rewards = torch.tensor([r['reward'] for r in rollouts])-self.beta*kl
+    lengths = torch.tensor([len(r['logps']) for r in rollouts])
+    a = group_advantages(self.advantage, rewards.view(-1, self.group), lengths.view(-1, self.group)).flatten()
+    for r,x in zip(rollouts, a): r |= dict(advantages=x.repeat(len(r['logps'])), returns=r['values'])
 
 # %% ../../nbs/reference/ppo.ipynb #d743561a
 def _metrics(rollouts):
@@ -213,7 +229,7 @@ def ppo_from_prompts(
     reward,                 # `(prompts, answers)` -> list of float
     method:str='lora',      # What is trained, as in `trainable`
     ref_model=None,         # Frozen reference; None: the model as it is now
-    n:int=64,               # Prompts per round
+    n:int=64,               # Answers per round
     num_ppo_epochs:int=2,           # PPO epochs per round (TRL: `num_ppo_epochs`)
     bs:int=32,              # Answers in a (micro-)batch
     n_acc:int=1,            # Micro-batches in an optimiser step
@@ -227,7 +243,9 @@ def ppo_from_prompts(
     **kwargs                # Other arguments of `Rollouts`
 ):
     "A Learner whose epochs are rounds of sampling and updating; `learn.rollouts.history` has their metrics"
-    if len(prompts)<n: raise LmftError(f'a round takes {n} prompts, but there are {len(prompts)}; give more or lower n')
+    group = kwargs.get('group', 1)
+    if n%group: raise LmftError(f'n is {n} answers of a round, which groups of {group} do not divide')
+    if len(prompts)<n//group: raise LmftError(f'a round takes {n//group} prompts, but there are {len(prompts)}; give more or lower n')
     device = device or pick_device()
     policy,ref_model = _policy(model.to(device), method, ref_model, method_options)
     rollouts = Rollouts(tok, [as_asked(p, tok) for p in prompts], reward, ref_model, n, seed=seed, **kwargs)
