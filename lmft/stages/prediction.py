@@ -55,7 +55,7 @@ def _is_path(s):
     return False
 
 # %% ../../nbs/reference/prediction.ipynb #14e13bb3
-tasks_of = dict(rows='classify', tokens='ner', spans='qa', causal='generate')  # Head → what it predicts
+tasks_of = dict(sequence_classification='classify', token_classification='ner', question_answering='qa', causal='generate')  # Head → what it predicts
 
 def task_of(
     model,  # 🤗 or peft model
