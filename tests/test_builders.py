@@ -66,6 +66,9 @@ def test_sft_then_dpo(base, data, tmp_path):
     learn = dpo_learner(data/'preference/dpo_en_demo_dev.jsonl', base, on_bad='skip', bs=2)
     learn.fit_cos(steps=2)
     assert learn.options['method']=='lora' and learn.score(['Hi'], ['Ho']).shape==(1,)
+    learn = dpo_learner(data/'preference/dpo_en_demo_dev.jsonl', base, on_bad='skip', bs=2, loss='simpo', label_smoothing=.1)
+    learn.fit_cos(steps=2)
+    with pytest.raises(LmftError, match='loss'): dpo_learner(data/'preference/dpo_en_demo_dev.jsonl', base, on_bad='skip', loss='simple')
 
 def test_reward_then_ppo(base, data, tmp_path):
     learn = reward_learner(data/'preference/dpo_en_demo_dev.jsonl', base, on_bad='skip', bs=2)
@@ -75,6 +78,10 @@ def test_reward_then_ppo(base, data, tmp_path):
     assert len(policy.rollouts.history)==2
     policy = ppo_learner(['Who are you?', 'What is this?']*4, base, reward=lambda prompts, answers: [len(a) for a in answers], max_new_tokens=4)
     policy.fit(1)
+    policy = ppo_learner(['Who are you?', 'What is this?'], base, reward=lambda prompts, answers: [len(a) for a in answers], max_new_tokens=4, advantage='rloo')
+    policy.fit(1)
+    assert (policy.options['group'], policy.options['n'])==(4, 8)              # four answers to each of two prompts
+    with pytest.raises(LmftError, match='use gae|advantage'): ppo_learner(['Who?'], base, reward=len, advantage='best')
 
 def test_signatures_and_mistakes(base, data):
     "`help` shows every option with its default; what is misspelt is named"
