@@ -217,9 +217,9 @@ def test_body_is_loaded_and_saved_whole(arch, head, plain, tmp_path):
     assert not info['missing_keys'] and not info['unexpected_keys']
     for a,b in zip(load_model(tmp_path/'tuned', head).state_dict().values(), again.state_dict().values()): assert torch.equal(a, b)
 
-tasks = dict(rows=(lambda m: classify_examples(rows, tok, m), lambda: label_config(labels_of(rows))),
-             tokens=(lambda m: ner_examples(tagged, tok, m), lambda: label_config(tags_of(tagged))),
-             spans=(lambda m: qa_examples(asked, tok, m, 64, 24), dict))
+tasks = dict(sequence_classification=(lambda m: classify_examples(rows, tok, m), lambda: label_config(labels_of(rows))),
+             token_classification=(lambda m: ner_examples(tagged, tok, m), lambda: label_config(tags_of(tagged))),
+             question_answering=(lambda m: qa_examples(asked, tok, m, 64, 24), dict))
 
 @pytest.mark.parametrize('method', ['lora', 'seq_adapter', 'par_adapter', 'prefix', 'prompt'])
 @pytest.mark.parametrize('arch', ['llama', 'bert'])

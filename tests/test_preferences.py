@@ -219,7 +219,7 @@ def test_full_tuning_has_a_reference_of_its_own():
     with pytest.raises(LmftError, match='needs an adapter'):
         dpo_from_dls(dpo_dls(rows[:16], rows[16:], tok), model(), 'full', reference='adapter')
     with pytest.raises(LmftError, match='is unknown'):
-        dpo_from_dls(dpo_dls(rows[:16], rows[16:], tok), model(), reference='none')
+        dpo_from_dls(dpo_dls(rows[:16], rows[16:], tok), model(), reference='other')
 
 def test_windows_train_like_one_batch():
     def after(bs, n_acc):

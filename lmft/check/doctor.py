@@ -149,18 +149,13 @@ def word_runs(
     return runs[:len(inside)][inside], doc[:len(inside)][inside]
 
 # %% ../../nbs/reference/doctor.ipynb #7c61cd0b
-def _asked(r):
-    "The text of a record without its answer, which may rightly be that of another question"
-    if 'question' in r: return r['question']
-    own = {k: v for k,v in r.items() if k not in ('output', 'completion', 'chosen', 'rejected')}
-    if r.get('messages') and r['messages'][-1]['role']=='assistant': own['messages'] = r['messages'][:-1]
-    return ' '.join(_texts(own))
+def _said(r): return r['question'] if 'question' in r else ' '.join(_texts(r))
 
 def _runs_in_training(held, train, most=10, block=2**20):
     "Which of the sorted runs `held` occur in at least one and at most `most` training records"
     marks,n = np.zeros(2**20, bool),np.zeros(len(held), np.int64)
     marks[held & np.uint64(2**20-1)] = True                  # the last 20 bits are enough to separate most runs
-    for said in grouped((' '.join(_texts(r)) for r in train), block):
+    for said in grouped(map(_said, train), block):
         runs,doc = word_runs(said)
         some = np.flatnonzero(marks[runs & np.uint64(2**20-1)])
         place = np.minimum(np.searchsorted(held, runs[some]), len(held)-1)
@@ -172,16 +167,16 @@ def _runs_in_training(held, train, most=10, block=2**20):
 # %% ../../nbs/reference/doctor.ipynb #67336506
 @check('evaluation text in training', fault=False)
 def _contaminated(train, valid, most=2**21):
-    step = -(-sum(len(_asked(r)) for r in valid)//most) or 1                     # for long data, only every `step`-th record
+    step = -(-sum(len(_said(r)) for r in valid)//most) or 1                     # for long data, only every `step`-th record
     places = np.arange(0, len(valid), step)
     places = places[~_among(_keys(valid[::step]), _keys(train))]                # the others are duplicates
-    runs,doc = word_runs([_asked(valid[i]) for i in places])
+    runs,doc = word_runs([_said(valid[i]) for i in places])
     if not len(runs): return
     held,where = np.unique(runs, return_inverse=True)
     hit = _runs_in_training(held, train)[where]
     share = np.bincount(doc, hit, len(places))/np.maximum(np.bincount(doc, minlength=len(places)), 1)
     if hits := [places[i] for i in np.flatnonzero(share>=.5)]:
-        yield (f"{_count(hits, valid, 'validation records')} stand for the most part inside longer training texts (runs of 13 words); "
+        yield (f"{_count(hits, valid, 'validation records')} stand for the most part, prompt and answer together, in training texts (runs of 13 words); "
                "split by source, or take these texts out of training")
 
 # %% ../../nbs/reference/doctor.ipynb #7c81cd82
