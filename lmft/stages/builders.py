@@ -20,7 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from ..check.doctor import checks, examine, reject
-from ..core import BadRecord, LmftError, dtypes, pick_device, pick_precision, set_seed
+from ..core import BadRecord, LmftError, dtypes, large_pages, pick_device, pick_precision, set_seed
 from ..data.loaders import LMDL
 from ..data.tokenizers import load_tokenizer, train_tokenizer
 from ..data.ondisk import records_on_disk
@@ -128,6 +128,7 @@ def read_data(
 # %% ../../nbs/reference/builders.ipynb #317a76af
 def _return_memory():
     "Let glibc give large freed blocks back at once; else holes between them stay with the process (Linux)"
+    if not large_pages: return                                   # without them, taking the blocks again would take most of the time
     libc = ctypes.CDLL(None)
     if hasattr(libc, 'mallopt') and 'MALLOC_MMAP_THRESHOLD_' not in os.environ: libc.mallopt(-3, 2**20)   # M_MMAP_THRESHOLD
 
