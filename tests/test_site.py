@@ -41,6 +41,12 @@ def test_no_stored_error(page):
     assert not [i for i,o in outs if o['output_type'] == 'error']
 
 @each_page
+def test_no_path_of_a_machine(page):
+    "Saved outputs name no folder of the machine that they were made on"
+    outs = [str(o) for c in read_nb(nbs/page).cells for o in c.get('outputs', [])]
+    assert not [m[0] for o in outs for m in [re.search(r'/(home|root|work|Users)/[\w.-]+/[\w./-]+', o)] if m]
+
+@each_page
 def test_environment_is_put_back(page):
     "nbdev-test runs several pages in one process: what one leaves in the environment, the next ones find"
     src = '\n'.join(c.source for c in read_nb(nbs/page).cells if not re.match(r'#\| *export', c.source))
