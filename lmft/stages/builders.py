@@ -18,7 +18,6 @@ import ctypes, hashlib, inspect, json, os, re
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-
 from ..check.doctor import checks, examine, reject
 from ..core import BadRecord, LmftError, dtypes, large_pages, pick_device, pick_precision, set_seed
 from ..data.loaders import LMDL
@@ -33,7 +32,7 @@ from ..models.loading import archs, load_model, new_model, saved_head, sizes
 from ..models.methods import check_method, merge_adapter
 from ..models.parts import base_of, max_positions, virtual_tokens
 from ..models.wrapper import choose_packing
-from . import defaults as options
+from . import defaults as options, interpretation as views
 from ..data.messages import as_asked
 from .preferences import reward_scores
 from .rlhf import sample_rollouts
@@ -54,7 +53,6 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from peft import PeftModel
 from .ppo import ppo_from_prompts
 from fastcore.basics import patch
-from . import interpretation as views
 from .prediction import predict_records
 
 # %% ../../nbs/reference/builders.ipynb #198a9b1e
