@@ -86,6 +86,7 @@ def preference_loss_of(
     "A preference loss by name, with what can be added to each of them"
     if name not in preference_losses: raise LmftError(f"loss '{name}' is unknown; use one of {', '.join(preference_losses)}")
     if not 0<=label_smoothing<.5: raise LmftError(f'label_smoothing is {label_smoothing}; use 0 or more and less than .5')
+    if robust and not label_smoothing: raise LmftError('robust needs label_smoothing, the share of pairs that may be labelled wrongly')
     f,e = partial(preference_losses[name], beta=usual_beta.get(name, .1) if beta is None else beta),label_smoothing
     def _loss(p):
         loss = f(p)
