@@ -50,7 +50,7 @@ Modules:
 - `lmft.options`: What commands share: options written once, and a check that they are what the signature says
 - `lmft.progress`: How far long work is and how long it will take, in a terminal, in a notebook and in a log file
 - `lmft.runs`: A run and its folder, from the first check to the model card, hence long
-- `lmft.stages.advantages`: REINFORCE, RLOO, GRPO and Dr. GRPO in a line each, beside the true gradient
+- `lmft.stages.advantages`: REINFORCE, RLOO, GRPO, Dr. GRPO and DAPO in a line each, and the estimators of the KL, beside the true gradient
 - `lmft.stages.bases`: Measure what a model knows of the tiny world, and get the two base models from which the later lessons start
 - `lmft.stages.builders`: From a file and a model to a learner in one call: `sft_learner` and eight more, hence long
 - `lmft.stages.classification`: A class, several classes or a number for each text: labels, losses, scores and chance in one place, hence long
@@ -72,6 +72,7 @@ Modules:
 - `lmft.stages.pretraining`: From text alone: next words, masked words, next-sentence prediction, and the base models of all later lessons
 - `lmft.stages.questions`: Answer questions from a context, as a span of it or in the model's own words, and score the answers as SQuAD does
 - `lmft.stages.rankings`: Human preferences on answers: rankings with ties, collected, split without leaks, and turned into pairs
+- `lmft.stages.rewards`: A reward model, a function, a verifier, or several of them with weights: what reinforcement learning can be paid by
 - `lmft.stages.rlhf`: Let a model answer, let a reward model score the answers, and make the better ones more probable
 - `lmft.stages.table`: One table of all training stages: head, fields of a record, batches, loss, metrics and defaults
 - `lmft.tour`: From random weights to a model that answers: sixteen stages in one call, hence long, and one page with all results

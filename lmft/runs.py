@@ -28,6 +28,7 @@ from .generation import encode_prompt
 from .models.parts import count_params, max_positions, virtual_tokens
 from .stages.builders import check_fields, model_dir
 from .stages.defaults import check_values, fit_options
+from .stages.rewards import reward_folders
 from .stages.table import piece_bos, stages
 from .train.callbacks import JsonLines, SampleText, StepLog, WandbLog, finite
 from .train.checkpoints import Checkpoint, KeepBest
@@ -130,10 +131,11 @@ def run_config(
     paths = {k: o[k] for k in ('data', 'keep', 'tasks', 'prompts') if o.get(k) and isinstance(o[k], list)}
     if isinstance(o.get('valid'), list): paths['valid'] = o['valid']
     found = {k: fingerprint(v) for k,v in paths.items()}
-    kinds = dict(model=('*token*', 'chat_template*', 'vocab*', 'merges*'),                    # its weights: Checkpoint
-                 reward=('*.safetensors', '*.json', '*.jinja'))
-    folders = {k: Path(model_dir(o[k])) for k in kinds if o.get(k) not in (None, 'tiny', 'small')}  # sizes are no folders
-    found |= {k: _files_hash(f, *kinds[k]) for k,f in folders.items() if f.is_dir()}
+    words,whole = ('*token*', 'chat_template*', 'vocab*', 'merges*'),('*.safetensors', '*.json', '*.jinja')
+    models = [('model', o.get('model'), words), ('teacher', o.get('teacher'), whole)]        # the model's weights: Checkpoint
+    models += [(f'reward {r}', r, whole) for r in reward_folders(o.get('reward'))]
+    folders = [(k, Path(model_dir(m)), kind) for k,m,kind in models if m not in (None, 'tiny', 'small')]  # sizes are no folders
+    found |= {k: _files_hash(f, *kind) for k,f,kind in folders if f.is_dir()}
     return {**o, 'versions': libs, 'fingerprint': found}
 
 # %% ../nbs/reference/runs.ipynb #43c73d5e

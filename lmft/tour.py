@@ -51,7 +51,8 @@ from .stages.pairs import dpo_dls, reward_dls
 from .stages.rankings import collect, rank_by, rankings_to_pairs, split_by_prompt, win_rate
 from .stages.bases import bases, pretrain_base, fact_recall
 from .evals.prompting import draw_examples, few_shot, respond
-from .stages.ppo import ppo_from_prompts, scaled_reward
+from .stages.ppo import ppo_from_prompts
+from .stages.rewards import scaled_reward
 from .world.documents import corpus
 from .world.facts import World, ask, asked
 from .world.judge import Judge, harmless, judge_prompts, mixed_rows

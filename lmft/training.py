@@ -123,8 +123,8 @@ def ppo(
     model:str,          # Causal model, usually tuned on instructions
     out:str,            # Folder that gets model/, metrics.json, log.jsonl, config.json, rounds.jsonl and loss.png
     *,
-    reward:str,         # Folder of a reward model
+    reward:list[str]=None,  # Folder of a reward model, answer (as in the records), or format:PATTERN; several, with weights: a=.5
     **kwargs            # Options; `max_steps` counts rounds
 ):
-    "Let a model answer, let a reward model judge, and make the better answers more probable"
+    "Let a model answer, let a reward judge, and make the better answers more probable"
     return _train('ppo', prompts, model, out, kwargs | dict(reward=reward))

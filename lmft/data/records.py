@@ -17,6 +17,7 @@ import os
 from pathlib import Path
 
 from ..core import BadRecord, LmftError, say_once
+from .conversations import good_answer
 from .fields import field_names, placed, shapes, show_value
 from .files import find_splits, rows_of, sources, suffix_of
 from .shapes import metadata, parse_columns, records_of, renamed, shape_of
@@ -26,8 +27,8 @@ from .tables import label_type
 # %% ../../nbs/reference/records.ipynb #fc76ba9d
 class _File:
     "Records from the entries of one source, and the properties shared by all of them"
-    def __init__(self, src, columns):
-        self.src,self.columns,self.shape,self.label = src,columns,None,None
+    def __init__(self, src, columns, labelled=False):
+        self.src,self.columns,self.labelled,self.shape,self.label = src,columns,labelled,None,None
         self.unused,self.called,self.trimmed,self.as_label = {},{},None,None
 
     def records(self, row):
@@ -38,6 +39,7 @@ class _File:
         if name and self.shape!='unpaired' and 'label' in shapes[self.shape].fields:
             row = {**row, name: self.typed(row[name], name)}
         made,unused,called = records_of(row, self.shape, frozenset(self.columns))
+        if self.shape=='unpaired' and not self.labelled: made = [good_answer(r) for r in made]
         self.unused |= dict.fromkeys(unused)
         self.called |= called
         return made
@@ -89,9 +91,9 @@ def _tell(file):
     if names: say_once(f'{file.src}: these fields are not used: {field_names(names, 12)}{more}')
 
 # %% ../../nbs/reference/records.ipynb #389ed440
-def _file_records(src, columns):
+def _file_records(src, columns, labelled=False):
     "The records of one source, in order; an entry that cannot be used is yielded as a `BadRecord` with its position"
-    file,place = _File(src, columns),None
+    file,place = _File(src, columns, labelled),None
     try:
         for place,row in rows_of(src):
             try: records = file.records(row)
@@ -111,17 +113,18 @@ def read_records(
     on_bad='error',   # 'error': raise the first `BadRecord`; 'skip': continue without it
     bad:list=None,    # With 'skip', receives each `BadRecord`
     columns=None,     # lmft's field → name in the files, or 'text=review,label=sentiment', as in `parse_columns`
+    labelled=False,   # Keep the `label` of good and bad answers, as for KTO; else a bad answer is a `BadRecord`
 ):                    # Iterator of dict, as in `shapes`; `LmftError` if there is nothing to read
     "Plain dict records of any known file format and record format, one at a time"
     if on_bad not in ('error', 'skip'): raise LmftError(f"on_bad is '{on_bad}'; use error or skip")
-    return _read(sources(paths), parse_columns(columns), on_bad=='skip', [] if bad is None else bad)
+    return _read(sources(paths), parse_columns(columns), on_bad=='skip', [] if bad is None else bad, labelled)
 
 # %% ../../nbs/reference/records.ipynb #dda37294
-def _read(found, columns, skip, bad):
+def _read(found, columns, skip, bad, labelled=False):
     "Records of all sources in `found`; bad ones are raised, or appended to `bad`"
     n,n_bad,first = 0,0,None
     for src in found:
-        for r in _file_records(src, columns):
+        for r in _file_records(src, columns, labelled):
             if not isinstance(r, BadRecord):
                 n += 1
                 yield r
@@ -191,10 +194,11 @@ def records_from(
     bad:list=None,    # As in `read_records`
     columns=None,     # As in `read_records`
     name='the data',  # Name in messages
+    labelled=False,   # As in `read_records`
 ) -> list:
     "Records from dicts in memory"
     if on_bad not in ('error', 'skip'): raise LmftError(f"on_bad is '{on_bad}'; use error or skip")
-    file,records = _File(name, parse_columns(columns)),[]
+    file,records = _File(name, parse_columns(columns), labelled),[]
     feature = getattr(rows, 'features', None) or {}
     named = {k: f for k,f in feature.items() if hasattr(f, 'int2str')}                 # class names of a 🤗 dataset
     for i,row in enumerate(rows):

@@ -36,7 +36,7 @@ from . import defaults as options, interpretation as views
 from ..data.messages import as_asked
 from .preferences import reward_scores
 from .rlhf import sample_rollouts
-from .ppo import scaled_reward
+from .rewards import parse_reward, scaled_reward
 from .classification import with_label_names
 from .table import Report, Stage, stage_lr, stage_of, stages
 from ..train.callbacks import mixed_precision
@@ -71,20 +71,25 @@ def check_fields(
     wanted = ' or '.join(' + '.join(sorted(f)) for f in fields)
     raise LmftError(f"{where}: has records with {' + '.join(sorted(r))}; {who} needs {wanted}")
 
+def _labelled(stage):
+    "Does a stage learn from good and bad answers?"
+    return any({'completion', 'label'}<=f for f in stage.fields)
+
 def _of_files(stage, report):
     "Function from sources to records of a stage: on disk for text, else a list"
     def read(found, on_bad, bad, columns):
         def check(r): check_fields(r, stage.fields, _named(found), stage.name)
         if stage.fields==({'text'},): return records_on_disk(found, on_bad, bad, check, columns)
-        records = list(read_records(found, on_bad, bad, columns))
+        records = list(read_records(found, on_bad, bad, columns, _labelled(stage)))
         for r in records: check(r)
         return records
     return read
 
 def _in_memory(data, stage, report, columns):
     "Records of a list of dicts or a 🤗 dataset; those that have the fields of the stage stay as they are"
-    records = data if isinstance(data, list) and not columns and all(any(f<=set(r) for f in stage.fields) for r in data) else \
-        records_from(data, report.on_bad, report.bad, columns)
+    def ready(r): return any(f<=set(r) for f in stage.fields) and not {'completion', 'label'}<=set(r)     # a label is to be read
+    records = data if isinstance(data, list) and not columns and all(map(ready, data)) else \
+        records_from(data, report.on_bad, report.bad, columns, labelled=_labelled(stage))
     for r in records: check_fields(r, stage.fields, 'the data', stage.name)
     return records
 
@@ -118,7 +123,7 @@ def read_data(
         held = next((k for k in ('validation', 'valid', 'dev', 'test') if k in data), None)
         if frac and held: valid,frac = data[held],None
         data = data['train']
-    def records(d): return list(read_records(d, report.on_bad, report.bad, columns)) if _is_paths(d) else d
+    def records(d): return list(read_records(d, report.on_bad, report.bad, columns, _labelled(stage))) if _is_paths(d) else d
     train = _in_memory(records(data), stage, report, columns if not _is_paths(data) else None)
     if frac: return _split(stage)(train, frac, seed, 'the data')
     return train, _in_memory(records(valid), stage, report, columns if not _is_paths(valid) else None)
@@ -423,17 +428,17 @@ def load_reward(
 
 # %% ../../nbs/reference/builders.ipynb #b757629d
 def _prompts(data, report):
-    "Prompts of anything that holds some: texts, conversations, or records with a prompt"
+    "Records with a prompt, of anything that holds some: texts, conversations, or records"
     if not _is_paths(data) or isinstance(data, list) and not Path(data[0]).exists():
-        return [r['prompt'] if isinstance(r, dict) else r for r in data]
-    return [r['prompt'] for r in _of_files(stages['ppo'], report)(data, report.on_bad, report.bad, None)]
+        return [r if isinstance(r, dict) else dict(prompt=r) for r in data]
+    return list(_of_files(stages['ppo'], report)(data, report.on_bad, report.bad, None))
 
-def _that_fit(prompts, tok, model, max_new_tokens, report):
+def _that_fit(records, tok, model, max_new_tokens, report):
     "The prompts after which the model has positions for an answer; others are rejected, or left out"
     kept,most = [],max_positions(model)
-    for i,p in enumerate(prompts):
-        n = len(encode_prompt(as_asked(p, tok), tok))
-        if not most or n+max_new_tokens<=most: kept.append(p); continue
+    for i,r in enumerate(records):
+        n = len(encode_prompt(as_asked(r['prompt'], tok), tok))
+        if not most or n+max_new_tokens<=most: kept.append(r); continue
         e = BadRecord(f'has {n} tokens, which leaves no room for {max_new_tokens} more among {most} positions',
                       record=i+1, field='prompt', hint='shorten it or skip it with on_bad skip')
         if report.on_bad!='skip': raise e
@@ -444,42 +449,63 @@ def _that_fit(prompts, tok, model, max_new_tokens, report):
 def _rollout_scores(learn, valid, out=None):
     "Metrics of the rounds of a learner that samples its own data"
     rounds = learn.rollouts.history
-    return dict(reward_before=rounds[0]['reward'], reward_after=rounds[-1]['reward'], kl=rounds[-1]['kl'])
+    found = dict(reward_before=rounds[0]['reward'], reward_after=rounds[-1]['reward'], kl=rounds[-1]['kl'])
+    return found | dict(kl_before=rounds[0]['kl']) if learn.rollouts.advantage=='distill' else found
 
 stages['ppo'] = Stage('ppo', 'Let a model answer, let a reward judge, and make the better answers more probable', 'causal',
                       ({'prompt'},), None, ppo_from_prompts, lambda tok, model: None, final=_rollout_scores)
 
 # %% ../../nbs/reference/builders.ipynb #ee5dc1f0
+def _teacher(o, tok, precision, device):
+    "The teacher of a distillation, whose tokens must be those of the student"
+    if (o['advantage']=='distill') != (o['teacher'] is not None):
+        raise LmftError('distill needs a teacher' if o['teacher'] is None else f"a teacher is for advantage distill, not {o['advantage']}")
+    if o['teacher'] is None: return
+    path = model_dir(o['teacher'])
+    if load_tokenizer(path).get_vocab()!=tok.get_vocab():
+        raise LmftError(f"{o['teacher']}: has other tokens than the model; distillation compares their probabilities token by token")
+    return load_model(path, dtype='auto').to(device)
+
+def _reward_of(reward, device, hf, tok, records, max_new_tokens):
+    "The reward; that of a reward model in standard deviations of the model's own first answers"
+    if reward is None: return
+    score,by_model = (reward, False) if callable(reward) else parse_reward(reward, partial(load_reward, device=device))
+    if not by_model: return score
+    first = sample_rollouts(hf, tok, [as_asked(r['prompt'], tok) for r in records[:256]], max_new_tokens)
+    return scaled_reward(score, [r['prompt'] for r in first], [r['answer'] for r in first])
+
+# %% ../../nbs/reference/builders.ipynb #04834850
+_of_rollouts = 'n', 'bs', 'n_acc', 'seed', 'beta', 'lr', 'max_new_tokens', 'advantage', 'group', 'kl_in', 'kl_estimator', 'length_norm', 'clip_high'
+
 @builder
 def ppo_learner(
-    prompts,   # Path(s) of records with a `prompt`, or a list of texts or conversations
-    model,     # Causal model, usually tuned on instructions
+    prompts,      # Path(s) of records with a `prompt`, or a list of texts, conversations or records
+    model,        # Causal model, usually tuned on instructions
     *,
-    reward,    # Folder of a reward model, or function `(prompts, answers)` -> rewards
-    tok=None,  # Tokenizer; None: that of the model
-    cbs=(),    # More callbacks
-    **kwargs   # Options, as in `lmft.stages.defaults.ppo_options`
+    reward=None,  # Function `(prompts, answers)` or `(prompts, answers, records)`, or text(s) as in `parse_reward`: folder, 'answer', 'format:…'
+    tok=None,     # Tokenizer; None: that of the model
+    cbs=(),       # More callbacks
+    **kwargs      # Options, as in `lmft.stages.defaults.ppo_options`
 ):
-    "A learner for PPO (Schulman et al., 2017, arXiv:1707.06347); an epoch is a round of sampling and learning"
+    "A learner for PPO (Schulman et al., 2017, arXiv:1707.06347) and its relatives; an epoch is a round of sampling and learning"
     if int(os.environ.get('WORLD_SIZE', 1))>1: raise LmftError('ppo runs in one process; start it without torchrun or accelerate launch')
     s,o = stages['ppo'],_complete('ppo', kwargs)
     report,device = Report(o['on_bad']),_device(o['device'])
-    precision,texts = pick_precision(o['precision'], device),_prompts(prompts, report)
+    precision,records = pick_precision(o['precision'], device),_prompts(prompts, report)
     set_seed(o['seed'])
-    score = reward if callable(reward) else load_reward(reward, device)
     tok,hf = open_model(model, s, None, tok, **_four_bit(o, model, device, precision))
-    texts,hf = _that_fit(texts, tok, hf, o['max_new_tokens'], report),hf.to(device)
-    group = o['group'] or (1 if o['advantage'] in ('gae', 'mean') else 4)
-    o |= dict(group=group, n=o['n'] or min(64, len(texts)*group)//group*group, lr=o['lr'] or stage_lr(s, hf, o['method']))
-    first = sample_rollouts(hf, tok, [as_asked(p, tok) for p in texts[:256]], o['max_new_tokens'])
-    scores = scaled_reward(score, [r['prompt'] for r in first], [r['answer'] for r in first])
-    learn = s.learner(hf, tok, texts, scores, o['method'], device=device,
+    teacher = _teacher(o, tok, precision, device)
+    records,hf = _that_fit(records, tok, hf, o['max_new_tokens'], report),hf.to(device)
+    group = o['group'] or (1 if o['advantage'] in ('gae', 'mean', 'distill') else 4)
+    o |= dict(group=group, n=o['n'] or min(64, len(records)*group)//group*group, lr=o['lr'] or stage_lr(s, hf, o['method']))
+    scores = _reward_of(reward, device, hf, tok, records, o['max_new_tokens'])
+    learn = s.learner(hf, tok, records, scores, o['method'], teacher, device=device, **{k: o[k] for k in _of_rollouts},
                       method_options={k: o[k] for k in _lora if o[k]!=_lora[k]},
-                      **{k: o[k] for k in ('n', 'bs', 'n_acc', 'seed', 'beta', 'lr', 'max_new_tokens', 'advantage', 'group')},
                       cbs=[*mixed_precision(precision), Processes(device), *L(cbs)])
     learn.add_cbs(loss_cbs(learn))
     learn.tok,learn.stage,learn.report,learn.held = tok,s,report,None
-    own = dict(device=str(device), precision=precision, reward=None if callable(reward) else str(reward))
+    named = None if reward is None or callable(reward) else [str(r) for r in L(reward)]
+    own = dict(device=str(device), precision=precision, reward=named)
     learn.options = _options('ppo', prompts, model, o | own)
     return learn
 

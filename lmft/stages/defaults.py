@@ -163,8 +163,13 @@ def ppo_options(
     *,
     beta:float=.05,         # KL coefficient, in standard deviations of the first rewards
     n:int=None,             # Answers of a round (default: 64, or one to each prompt if there are fewer)
-    advantage:Literal['gae', 'mean', 'rloo', 'dr_grpo', 'grpo']='gae',  # By the value head of PPO (gae), or by comparing answers
-    group:int=None,         # Answers to each prompt of a round (default: 1 for gae and mean, else 4)
+    advantage:Literal['gae', 'mean', 'rloo', 'dr_grpo', 'grpo', 'dapo', 'distill']='gae',  # By the value head of PPO (gae), by comparing answers, or by a teacher
+    group:int=None,         # Answers to each prompt of a round (default: 1 for gae, mean and distill, else 4)
+    teacher:str=None,       # Model to learn from with distill; its tokens are those of the model
+    kl_in:Literal['reward', 'loss']='reward',         # Where the KL is counted (loss: as GRPO was published)
+    kl_estimator:Literal['k1', 'k2', 'k3']='k1',      # How the KL is estimated (k1: log-ratio)
+    length_norm:Literal['constant', 'token', 'answer']=None,  # What the sum over tokens is divided by (default: as is usual for the advantage)
+    clip_high:float=None,   # How far a probability may rise in a round (default: .2, or .28 for dapo)
     max_new_tokens:int=32,  # Maximum tokens of an answer
     **kwargs
 ): "Options of proximal policy optimisation"
@@ -194,7 +199,7 @@ def fit_options(
 ): "Options of a run"
 
 # %% ../../nbs/reference/defaults.ipynb #7782f4a3
-_above_0 = ('group', 'epochs', 'max_steps', 'bs', 'n_acc', 'seq_len', 'lr', 'max_new_tokens', 'n_words', 'rows', 'n', 'rouge', 'beta', 'eps',
+_above_0 = ('group', 'clip_high', 'epochs', 'max_steps', 'bs', 'n_acc', 'seq_len', 'lr', 'max_new_tokens', 'n_words', 'rows', 'n', 'rouge', 'beta', 'eps',
             'clip', 'r', 'alpha', 'stride', 'eval_every', 'early_stopping', 'save_every', 'save_total', 'tokens', 'vocab_size')
 _ranges = {**dict.fromkeys(_above_0, ('a number above 0', lambda x: 0<x<inf)),
            **dict.fromkeys(('shots', 'held_out', 'temperature', 'warmup', 'wd'), ('0 or more', lambda x: 0<=x<inf)),

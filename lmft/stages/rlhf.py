@@ -67,12 +67,11 @@ def token_stats(
 # %% ../../nbs/learn/12_rlhf.ipynb #ac75a1f1
 def kl_rewards(
     score:float,  # Score of the answer from the reward model
-    logps,        # Log-probabilities of its tokens under the policy that sampled them, (tokens,)
-    ref_logps,    # The same under the reference, (tokens,)
+    kl,           # KL estimate of each token, (tokens,)
     beta:float,   # KL coefficient
 ):                # (tokens,)
-    "Reward of each token: minus beta × log-ratio, plus the score at the last token (Stiennon et al., 2020)"
-    rewards = -beta*(logps-ref_logps)
+    "Reward of each token: minus beta × KL, plus the score at the last token (Stiennon et al., 2020)"
+    rewards = -beta*kl
     rewards[-1] += score
     return rewards
 
@@ -108,10 +107,11 @@ def clipped_loss(
     old_logps,      # Log-probabilities under the policy that sampled, (tokens,)
     advantages,     # (tokens,)
     clip:float=.2,  # Maximum distance of the ratio from 1
+    clip_high:float=None,  # The same above 1; None: as `clip` (DAPO: .28; Yu et al., 2025, arXiv:2503.14476)
 ):                  # (tokens,)
     "PPO's loss of each token (Schulman et al., 2017, arXiv:1707.06347)"
-    ratio = (logps-old_logps).exp()
-    return -torch.minimum(ratio*advantages, ratio.clamp(1-clip, 1+clip)*advantages)
+    ratio,high = (logps-old_logps).exp(),clip if clip_high is None else clip_high
+    return -torch.minimum(ratio*advantages, ratio.clamp(1-clip, 1+high)*advantages)
 
 # %% ../../nbs/learn/12_rlhf.ipynb #423a1544
 def value_loss(
@@ -132,10 +132,17 @@ def ppo_loss(
     advantages,             # Whitened
     old_values,             # Value estimates when they were sampled
     returns,                # Returns
+    ref_logps=None,         # Log-probabilities under the reference, if `kl` is given
+    weights=1.,             # Weight of each token in the mean over tokens
     clip:float=.2,          # As in `clipped_loss` and `value_loss`
+    clip_high:float=None,   # As in `clipped_loss`
     value_weight:float=.5,  # Weight of the value term
+    kl=None,                # KL estimate that is part of the loss: function of (logps, ref_logps)
+    beta:float=0.,          # Its coefficient
 ) -> tuple:
     "Losses of policy and value head for each token"
     logits,values = pred
-    policy = clipped_loss(-token_loss(logits, tokens), old_logps, advantages, clip)
-    return policy, value_weight*value_loss(values, old_values, returns, clip)
+    logps = -token_loss(logits, tokens)
+    policy = clipped_loss(logps, old_logps, advantages, clip, clip_high)
+    if kl: policy = policy+beta*kl(logps, ref_logps)
+    return policy*weights, value_weight*value_loss(values, old_values, returns, clip)
