@@ -61,20 +61,23 @@ Modules:
 - `lmft.stages.guidelines`: Instructions for annotators, checked by code, and the majority of the annotators' answers
 - `lmft.stages.instructions`: From a model that continues text to one that answers: chat templates, four ways to make a data set, and tuning on it
 - `lmft.stages.interpretation`: The texts that it gets most wrong, which class it takes for which, and whether its probabilities can be believed
+- `lmft.stages.kto`: Learning from single answers with a label, good or bad, without pairs
 - `lmft.stages.making`: Records by hand, from templates, or from a language model, each with its origin, and a filter for near-duplicates
 - `lmft.stages.pairs`: A chosen and a rejected answer as two sequences of one batch, with the log-probabilities of a reference
 - `lmft.stages.people`: A person ranks answers one after the other; each ranking is on disk before the next question
 - `lmft.stages.ppo`: Reinforcement learning in the one loop: a value head, rollouts that fill the loader, and a learner
 - `lmft.stages.predicting`: Add classes, entities, answers or texts to every record of a file, and go on after an interruption
 - `lmft.stages.prediction`: Predict with any tuned model: records come back with classes, numbers, entities, answers or completions
-- `lmft.stages.preference_losses`: Eight losses on the log-probabilities of a better and a worse answer, each beside its equation and paper
+- `lmft.stages.preference_losses`: Losses on the log-probabilities of a better and a worse answer, each beside its equation and paper
 - `lmft.stages.preferences`: Rankings with ties become pairs; the pairs train a reward model, or a policy that answers better
 - `lmft.stages.pretraining`: From text alone: next words, masked words, next-sentence prediction, and the base models of all later lessons
 - `lmft.stages.questions`: Answer questions from a context, as a span of it or in the model's own words, and score the answers as SQuAD does
 - `lmft.stages.rankings`: Human preferences on answers: rankings with ties, collected, split without leaks, and turned into pairs
+- `lmft.stages.raters`: Rankings of the same answers by several people: how far they agree, and one ranking made of all
 - `lmft.stages.rewards`: A reward model, a function, a verifier, or several of them with weights: what reinforcement learning can be paid by
 - `lmft.stages.rlhf`: Let a model answer, let a reward model score the answers, and make the better ones more probable
 - `lmft.stages.table`: One table of all training stages: head, fields of a record, batches, loss, metrics and defaults
+- `lmft.stages.tools`: Let a model call functions while it answers, and learn from the outcome: only its own tokens are in the loss
 - `lmft.tour`: From random weights to a model that answers: sixteen stages in one call, hence long, and one page with all results
 - `lmft.train.callbacks`: Precision, a log of every step, a run that others can follow, samples of text: many small callbacks, hence long
 - `lmft.train.checkpoints`: An interrupted run continues exactly as if it had not been interrupted, to the same weights bit for bit

@@ -262,6 +262,7 @@ def collect_rankings(
     out:str,                # folder that gets answers.jsonl, rankings.jsonl and metrics.json
     n:int=4,                # answers to each prompt
     by:str='gold',          # human, gold (the labeller of the tiny world, seed 0), or a file of rankings
+    rater:str=None,         # with --by human: name of the person, stored in each ranking; the next person gives --resume
     max_new_tokens:int=32,  # maximum tokens of an answer
     temperature:float=1.,   # of the answers
     top_p:float=1.,         # sample among the tokens that have this probability together
@@ -271,6 +272,7 @@ def collect_rankings(
 ) -> dict:                  # prompts, rankings, pairs, left
     "Sample answers to prompts and have them ranked, by a person, by the gold labeller of the tiny world, or from a file"
     o = checked(collect_rankings, locals(), 'collect')
+    if rater and by!='human': raise lm.LmftError('--rater names the person who ranks; it goes with --by human')
     device = lm.pick_device(o['device'])
     out,bad = lm.free_folder(o),[]
     asked = [r['prompt'] for r in lm.read_all(o, o['prompts'], [{'prompt'}], bad)]
@@ -287,7 +289,7 @@ def collect_rankings(
         lm.begin_folder(o, out, config, bad)
         lm.write_jsonl(rows, answers)
     if by!='human': lm.write_jsonl(rows_ranked, ranked)
-    else: rows_ranked = lm.rank_in_terminal(rows, ranked)
+    else: rows_ranked = lm.rank_in_terminal(rows, ranked, rater=rater)
     found = dict(prompts=len(asked), rankings=len(rows_ranked), pairs=len(lm.rankings_to_pairs(rows_ranked)),
                  left=len(rows)-len(rows_ranked))
     return lm.write_metrics(o, out, found, bad)

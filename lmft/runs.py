@@ -75,7 +75,7 @@ def clear_folder(out):
     for name in (*_files, 'model', 'wandb'): remove(out/name)
 
 # %% ../nbs/reference/runs.ipynb #7d98bdd3
-_free_to_change = 'out', 'overwrite', 'resume', 'save_every', 'log', 'gradient_checkpointing'
+_free_to_change = 'out', 'overwrite', 'resume', 'save_every', 'log', 'gradient_checkpointing', 'rater'
 
 def _same_run(old, new):
     "Reject other options, data or versions"

@@ -109,7 +109,7 @@ def reward(
 # %% ../nbs/reference/training.ipynb #4b7b18d9
 @takes('dpo')
 def dpo(
-    data:list[str],  # Pairs or rankings: files, folders or hf:NAME[:SPLIT]
+    data:list[str],  # Pairs, rankings or labelled answers: files, folders or hf:NAME[:SPLIT]
     model:str,       # Causal model, usually tuned on instructions
     out:str,         # Folder that gets model/, metrics.json, log.jsonl, config.json and loss.png
     **kwargs         # Options

@@ -15,7 +15,9 @@ from lmft.models.wrapper import HFModel
 from lmft.models.parts import blocks_of
 from lmft.models.loading import load_model, new_model, save_model
 from lmft.stages.pairs import PairDL, cache_logps, dpo_dls, pair_examples, reward_dls, row_logps
-from lmft.stages.preference_losses import Pairs, preference_loss_of, without_reference
+from lmft.stages.preference_losses import Pairs, preference_loss_of, preference_losses, with_margin, without_reference
+from lmft.stages.builders import dpo_learner, reward_learner
+from lmft.stages.kto import kto_dls, kto_from_dls, kto_loss, labelled_records
 from lmft.stages.preferences import dpo_from_dls, reward_from_dls, reward_scores
 from lmft.stages.rankings import rankings_to_pairs, split_by_prompt
 from lmft.data.records import read_records
@@ -95,6 +97,118 @@ def test_losses_without_a_reference_equal_trl():
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(*(torch.autograd.grad(x.sum(), logps, retain_graph=True)[0] for x in (ours, theirs)))
 
+def test_kto_equals_trl(tmp_path):
+    "Tokens of the answers and of the unrelated ones, baseline, loss and gradients of a policy that has left its reference"
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+    ref = model(seed=2)
+    policy = copy.deepcopy(ref)
+    with torch.no_grad():                                                        # unrelated answers are more probable, so z0 is above 0
+        for q in policy.parameters(): q.mul_(.8)
+    mine = copy.deepcopy(policy)
+    some = [dict(prompt=r['prompt'], completion=r['chosen' if i%2 else 'rejected'], label=i%2==1) for i,r in enumerate(rows[:8])]
+    def turn(role, text): return [dict(role=role, content=text)]
+    data = Dataset.from_list([dict(prompt=turn('user', r['prompt']), completion=turn('assistant', r['completion']), label=r['label']) for r in some])
+    trainer = KTOTrainer(policy, ref_model=ref, args=trl_args(KTOConfig, tmp_path, beta=.3, desirable_weight=1.2, undesirable_weight=.7, train_sampling_strategy='sequential'),
+                         processing_class=tok, train_dataset=data)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
+    theirs = trainer.compute_loss(trainer.model, batch)
+    theirs.backward()
+    long = dict(some[0], completion=' '.join(r['rejected'] for r in rows[:3]))             # so that no unrelated answer is cut
+    dls = kto_dls(some, [*some, long], tok, bs=8)
+    learn = kto_from_dls(dls, mine, beta=.3, desirable_weight=1.2, undesirable_weight=.7, lr=1e-9)
+    learn.unrelated_answers.ref_model = ref
+    inputs,*_ = b = dls.valid.one_batch()
+    def ids_of(ids, mask): return [i[m.bool()].tolist() for i,m in zip(ids, mask)]
+    assert ids_of(inputs['input_ids'], inputs['attention_mask'])==ids_of(batch['input_ids'], batch['attention_mask'])
+    other = inputs['unrelated'][0]
+    assert ids_of(other['input_ids'], other['attention_mask'])==ids_of(batch['KL_input_ids'], batch['KL_attention_mask'])
+    learn.xb,learn.yb,learn.training = b[:1],b[1:],True
+    learn.unrelated_answers.before_batch()
+    ours = learn.loss_func(learn.model(inputs), *learn.yb)
+    ours.backward()
+    assert learn.yb[-1][0]>.1 and abs(ours-.475)>.01
+    torch.testing.assert_close(learn.yb[-1][0].item(), trainer._metrics['train']['kl'][-1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    theirs_by_name = grads(trainer.model)
+    for n,g in grads(mine).items(): torch.testing.assert_close(g, theirs_by_name[n], rtol=1e-3, atol=1e-6)
+
+def labelled(i, r): return dict(prompt=r['prompt'], completion=r['chosen' if i%2 else 'rejected'], label=i%2==1)
+
+def test_kto_by_builder_and_files(tmp_path):
+    "Labelled answers of a file, conversations with a label, and pairs; a bad answer never gets into supervised tuning"
+    import json
+    from lmft.stages.builders import sft_learner
+    path,turns = tmp_path/'kto.jsonl',tmp_path/'turns.jsonl'
+    some = [labelled(i, r) for i,r in enumerate(rows)]
+    path.write_text('\n'.join(json.dumps(r) for r in some))
+    turns.write_text('\n'.join(json.dumps(dict(r, prompt=[dict(role='user', content=r['prompt'])], completion=[dict(role='assistant', content=r['completion'])])) for r in some))
+    counts = []
+    for data in (path, turns, some, rows):
+        learn = dpo_learner(data, model(), tok=tok, loss='kto', method='full', bs=4, lr=3e-3)
+        start = learn.validate()
+        counts.append(sum(len(dl.dataset) for dl in learn.dls.loaders))
+        assert start[0]==pytest.approx(.5, abs=1e-5)
+    assert counts==[24, 24, 24, 48]
+    learn.fit_cos(8)
+    end = dict(zip(learn.recorder.metric_names[2:], learn.recorder.values[-1][1:]))
+    assert end['reward_good']>end['reward_bad']+.1
+    for data in (path, turns, some):
+        with pytest.raises(LmftError, match='is false: people disliked this answer'): sft_learner(data, model(), tok=tok)
+    for loss in preference_losses:
+        with pytest.raises(LmftError, match="loss 'kto' takes labels"): dpo_learner(path, model(), tok=tok, loss=loss)
+    with pytest.raises(LmftError, match="loss 'kto' does not use label_smoothing"): dpo_learner(path, model(), tok=tok, loss='kto', label_smoothing=.1)
+    with pytest.raises(LmftError, match="loss 'ipo' does not use desirable_weight"): dpo_learner(rows, model(), tok=tok, loss='ipo', desirable_weight=2.)
+
+@pytest.mark.parametrize('loss', sorted(without_reference))
+@pytest.mark.parametrize('reference', ['adapter', 'copy', 'cached'])
+def test_a_reference_that_a_loss_cannot_read_is_rejected(loss, reference):
+    for method in ('full', 'lora'):
+        with pytest.raises(LmftError, match=f"loss '{loss}' reads no reference; leave out reference='{reference}'"):
+            dpo_learner(rows, model(), tok=tok, loss=loss, method=method, reference=reference)
+    assert len(dpo_learner(rows, model(), tok=tok, loss=loss, method='lora', bs=4).dls.train.dataset)>10
+
+def test_options_name_every_loss():
+    import typing
+    from lmft.stages.defaults import dpo_options
+    assert {*typing.get_args(dpo_options.__annotations__['loss'])}=={*preference_losses, 'kto'}
+
+def test_margins_equal_trl(tmp_path):
+    "The reward model's loss with the column `margin`, value and gradient"
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer
+    hf = model('sequence_classification', num_labels=1)
+    mine,some = copy.deepcopy(hf),[dict(r, margin=.5*i) for i,r in enumerate(rows[:8])]
+    trainer = RewardTrainer(hf, args=trl_args(RewardConfig, tmp_path), processing_class=tok,
+                            train_dataset=Dataset.from_list([dict(as_conversation(r), margin=r['margin']) for r in some]))
+    theirs = trainer.compute_loss(trainer.model, trainer.data_collator([trainer.train_dataset[i] for i in range(8)]))
+    theirs.backward()
+    learn = reward_from_dls(reward_dls(some, some, tok, bs=8), mine, lr=1e-9)
+    inputs,*targets = learn.dls.valid.one_batch()
+    ours = learn.loss_func(learn.model(inputs), *targets)
+    ours.backward()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    theirs_by_name = grads(trainer.model)
+    for n,g in grads(mine).items(): torch.testing.assert_close(g, theirs_by_name[n], rtol=1e-3, atol=1e-6)
+
+@pytest.mark.parametrize('n_acc', [1, 2])
+def test_margins_of_a_file_reach_the_loss(tmp_path, capsys, n_acc):
+    "At the start, DPO's loss with a margin of m is log(1 + e^m); a loss that has no use for it says so"
+    import json
+    path = tmp_path/'margins.jsonl'
+    path.write_text('\n'.join(json.dumps(dict(r, margin=2)) for r in rows))
+    for reference in ('adapter', 'copy', 'cached'):
+        learn = dpo_learner(path, model(), tok=tok, reference=reference, bs=4//n_acc, n_acc=n_acc, lr=1e-9, cbs=(keep := LossLog()))
+        learn.fit_cos(1)
+        assert keep.rows[0]==pytest.approx(2.126928, abs=1e-4)
+    assert 'margins' not in capsys.readouterr().err
+    for loss in sorted({*preference_losses}-with_margin):
+        learn = dpo_learner(path, model(), tok=tok, loss=loss, bs=4)
+        assert learn.validate()[0]==learn.validate()[0]
+        said = capsys.readouterr()
+        assert f"loss '{loss}' does not use the margins" in said.err+said.out, loss
+    assert reward_learner(path, model(), tok=tok).dls.valid.one_batch()[-1].unique().tolist()==[2]
+
 @pytest.mark.parametrize('loss', ['ipo', 'simpo', 'orpo', 'apo_down'])
 def test_a_policy_learns_by_every_loss(loss):
     "After some steps the chosen answers are preferred; a loss without a reference does not compute one"
@@ -108,19 +222,20 @@ def test_a_policy_learns_by_every_loss(loss):
     assert after[0]<before[0] and dict(zip(names[2:], after[1:]))['pair_accuracy']>.8
     if loss in without_reference: assert all(e['ref']==0 for pair in dls.train.dataset for e in pair)
 
-def test_reward_equals_trl(tmp_path):
-    "Scores, loss and gradients of a reward model"
+@pytest.mark.parametrize('center', [None, .1])
+def test_reward_equals_trl(tmp_path, center):
+    "Scores, loss and gradients of a reward model, with and without rewards held around 0"
     from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
     hf = model('sequence_classification', num_labels=1)
     mine,some = copy.deepcopy(hf),rows[:8]
-    trainer = RewardTrainer(hf, args=trl_args(RewardConfig, tmp_path), processing_class=tok,
+    trainer = RewardTrainer(hf, args=trl_args(RewardConfig, tmp_path, center_rewards_coefficient=center), processing_class=tok,
                             train_dataset=Dataset.from_list([as_conversation(r) for r in some]))
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
     theirs = trainer.compute_loss(trainer.model, batch)
     theirs.backward()
     dls = reward_dls(some, some[:1], tok, bs=8)
-    learn = reward_from_dls(dls, mine, lr=1e-9)
+    learn = reward_from_dls(dls, mine, center=center or 0., lr=1e-9)
     inputs,decided = dls.valid.new(dls.train.dataset).one_batch()
     pred = learn.model(inputs)
     ours = learn.loss_func(pred, decided)

@@ -194,4 +194,5 @@ def _rankings(r):
     for k in ranks:
         if type(k) is not int or k<1:
             raise BadRecord(f'holds {show_value(k)}', field='ranks', hint='give whole numbers from 1 up')
-    return dict(prompt=_prompt_in(r), responses=said, ranks=ranks)
+    by = {} if r.get('rater') is None else dict(rater=text_in(r, 'rater'))
+    return dict(prompt=_prompt_in(r), responses=said, ranks=ranks, **by)

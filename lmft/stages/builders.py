@@ -400,7 +400,7 @@ def reward_learner(
 # %% ../../nbs/reference/builders.ipynb #ca1b0787
 @builder
 def dpo_learner(
-    data,          # Pairs (`prompt`, `chosen`, `rejected`) or rankings (`prompt`, `responses`, `ranks`)
+    data,          # Pairs (`prompt`, `chosen`, `rejected`), rankings (`prompt`, `responses`, `ranks`), or for KTO labelled answers (`prompt`, `completion`, `label`)
     model,         # Causal model, usually tuned on instructions
     *,
     tok=None,      # Tokenizer; None: that of the model

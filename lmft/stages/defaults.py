@@ -140,6 +140,7 @@ def sft_options(
 def reward_options(
     *,
     ties:bool=False,  # Learn from ties, too (Davidson, 1970); else they are left out (Bradley and Terry, 1952)
+    center:float=0.,  # Weight of the squared sum of both rewards in the loss, so that rewards lie around 0 (Eisenstein et al., 2023, arXiv:2312.09244)
     chat_template:str=None,  # For a tokenizer without one: chatml, alpaca, plain, or a file
     **kwargs
 ): "Options of a reward model"
@@ -148,11 +149,13 @@ def reward_options(
 def dpo_options(
     *,
     beta:float=None,    # How strongly the policy is held to the reference (default: .1; 2 for simpo)
-    loss:Literal['sigmoid', 'hinge', 'ipo', 'apo_zero', 'apo_down', 'nca', 'simpo', 'orpo']='sigmoid',  # sigmoid is DPO (Rafailov et al., 2023, arXiv:2305.18290)
+    loss:Literal['sigmoid', 'hinge', 'ipo', 'apo_zero', 'apo_down', 'nca', 'simpo', 'orpo', 'kto']='sigmoid',  # sigmoid is DPO (Rafailov et al., 2023, arXiv:2305.18290); kto takes prompt, completion, label
     label_smoothing:float=0.,  # Share of pairs that may be labelled the wrong way round
     robust:bool=False,  # With label smoothing: unbiased for clean labels, instead of conservative
     sft_weight:float=0.,  # Weight of supervised tuning on the chosen answers in the loss
-    reference:Literal['adapter', 'copy', 'cached']=None,  # Reference (default: adapter if one is trained, else cached)
+    desirable_weight:float=1.,    # KTO: weight of good answers in the loss (Ethayarajh et al., 2024, arXiv:2402.01306)
+    undesirable_weight:float=1.,  # KTO: weight of bad answers
+    reference:Literal['adapter', 'copy', 'cached']=None,  # Reference (default: adapter if one is trained, else cached, or copy for kto)
     chat_template:str=None,  # For a tokenizer without one: chatml, alpaca, plain, or a file
     **kwargs
 ): "Options of direct preference optimisation"
@@ -200,9 +203,9 @@ def fit_options(
 
 # %% ../../nbs/reference/defaults.ipynb #7782f4a3
 _above_0 = ('group', 'clip_high', 'epochs', 'max_steps', 'bs', 'n_acc', 'seq_len', 'lr', 'max_new_tokens', 'n_words', 'rows', 'n', 'rouge', 'beta', 'eps',
-            'clip', 'r', 'alpha', 'stride', 'eval_every', 'early_stopping', 'save_every', 'save_total', 'tokens', 'vocab_size')
+            'clip', 'r', 'alpha', 'stride', 'eval_every', 'early_stopping', 'save_every', 'save_total', 'tokens', 'vocab_size', 'desirable_weight', 'undesirable_weight')
 _ranges = {**dict.fromkeys(_above_0, ('a number above 0', lambda x: 0<x<inf)),
-           **dict.fromkeys(('shots', 'held_out', 'temperature', 'warmup', 'wd'), ('0 or more', lambda x: 0<=x<inf)),
+           **dict.fromkeys(('shots', 'held_out', 'temperature', 'warmup', 'wd', 'center'), ('0 or more', lambda x: 0<=x<inf)),
            **dict.fromkeys(('dropout', 'label_smoothing'), ('from 0 to below 1', lambda x: 0<=x<1)),
            **dict.fromkeys(('top_p', 'labelled'), ('above 0 and at most 1', lambda x: 0<x<=1)),
            'mlm_probability': ('between 0 and 1', lambda x: 0<x<1), 'seed': ('from 0 to 2**32-1', lambda x: 0<=x<2**32),

@@ -79,15 +79,23 @@ def _not_ranked(rows, done):
         else: left.append(r)
     return left
 
+def _own(rows, path, rater):
+    "What this rater ranked; a file in which only some rankings name their rater is rejected"
+    if any((r.get('rater') is None)!=(rater is None) for r in rows):
+        raise LmftError(f'{path}: has rankings {"by named raters; say who ranks" if rater is None else "without a rater; add one to them"}, '
+                        'or take another folder')
+    return [r for r in rows if r.get('rater')==rater]
+
 # %% ../../nbs/reference/people.ipynb #c12599c6
 def rank_in_terminal(
     rows:list,   # Of dict: prompt, responses
     path,        # JSON Lines file of rankings, which grows
     ask=input,   # Function that shows a text and returns what the person writes
     say=print,   # Function that shows a text
-) -> list:       # Rankings so far, also of earlier calls: prompt, responses, ranks
-    "Ask a person to rank what has no ranking yet; every ranking is on the disk before the next question"
-    done = read_lines(path)
+    rater:str=None,  # Name of the person, stored in each ranking, if several rank the same answers
+) -> list:       # Rankings of this person so far, also of earlier calls: prompt, responses, ranks
+    "Ask a person to rank what this person has not ranked yet; every ranking is on the disk before the next question"
+    done,by = _own(read_lines(path), path, rater),dict(rater=rater) if rater else {}
     left,skipped,acts = deque(_not_ranked(rows, done)),[],[]
     n,shown = len(done)+len(left),None
     while left:
@@ -98,7 +106,7 @@ def rank_in_terminal(
             skipped.append(left.popleft())
             acts.append(got)
         elif got!='undo':
-            append_line(row := dict(left.popleft(), ranks=got), path)
+            append_line(row := dict(left.popleft(), ranks=got, **by), path)
             done.append(row)
             acts.append('rank')
         elif acts and acts.pop()=='skip': left.appendleft(skipped.pop())
@@ -107,7 +115,8 @@ def rank_in_terminal(
     return done
 
 def _take_back(done, path):
-    "The last ranking as a row without ranks; the file no longer has it"
-    row = done.pop()
-    with atomic_write(path) as f: f.writelines(json.dumps(r, ensure_ascii=False)+'\n' for r in done)
-    return {k: v for k,v in row.items() if k!='ranks'}
+    "The last ranking of this person as a record without ranks; the file no longer has it"
+    row,rows = done.pop(),read_lines(path)
+    del rows[max(i for i,r in enumerate(rows) if r==row)]
+    with atomic_write(path) as f: f.writelines(json.dumps(r, ensure_ascii=False)+'\n' for r in rows)
+    return {k: v for k,v in row.items() if k not in ('ranks', 'rater')}

@@ -9,15 +9,17 @@ Docs: https://lmft-org.github.io/lmft/learn/preferences.html.md"""
 
 # %% auto #0
 __all__ = ['references', 'bradley_terry_loss', 'davidson_loss', 'PairAccuracy', 'reward_from_dls', 'reward_scores', 'dpo_loss',
-           'dpo_metrics', 'dpo_from_dls']
+           'dpo_metrics', 'dpo_from_dls', 'pair_table', 'show_pair']
 
 # %% ../../nbs/learn/11_preferences.ipynb #38a2ae68
 import copy, math
 
-from ..core import LmftError, dtypes, pick_precision
+from ..core import LmftError, dtypes, pick_precision, say_once
 import torch
 import torch.nn.functional as F
+import pandas as pd
 from fastcore.foundation import L
+from IPython.display import display
 from peft import PeftModel
 
 from ..data.messages import as_asked
@@ -25,18 +27,19 @@ from ..train.callbacks import Precision
 from ..models.methods import usual_lr
 from ..models.parts import base_of
 from .finetuning import predict, tune_learner
-from ..generation import answer_example
+from ..generation import answer_example, evaluating
 from ..models.wrapper import HFModel
-from .pairs import NoDropout, Reference, cache_logps, label_end, pair_mean, row_logps, to_stop, wins
-from .preference_losses import Pairs, preference_loss_of, usual_beta, without_reference
+from .pairs import NoDropout, Reference, answer_logps, cache_logps, label_end, pair_mean, row_logps, to_stop, wins
+from .preference_losses import Pairs, preference_loss_of, usual_beta, with_margin, without_reference
 
 # %% ../../nbs/learn/11_preferences.ipynb #6ceadae2
 def bradley_terry_loss(
     chosen,    # Scores of the better answers, (pairs,)
     rejected,  # Scores of the worse answers
+    margin=0., # How much higher the better one shall be (Touvron et al., 2023, arXiv:2307.09288)
 ):             # (pairs,)
     "-log probability that the better answer wins (Bradley & Terry, 1952; Ouyang et al., 2022, arXiv:2203.02155)"
-    return -F.logsigmoid(chosen-rejected)
+    return -F.logsigmoid(chosen-rejected-margin)
 
 # %% ../../nbs/learn/11_preferences.ipynb #f100e693
 def davidson_loss(
@@ -77,9 +80,10 @@ def reward_from_dls(
     _check_rewards(model)
     if nu is None and any((chosen['labels']==0).any() for chosen,_ in dls.train.dataset):
         raise LmftError('the pairs hold ties; give nu (1 is usual), or leave them out')
-    def _loss(pred, decided):
+    if nu is not None and 'margin' in dls.train.dataset[0][0]: say_once('the likelihood of ties does not use the margins of the pairs')
+    def _loss(pred, decided, *margin):
         chosen,rejected = pred.view(-1, 2).unbind(1)
-        if nu is None: return bradley_terry_loss(chosen, rejected)
+        if nu is None: return bradley_terry_loss(chosen, rejected, *margin)
         return davidson_loss(chosen, rejected, decided[:, 0]==0, nu)
     return tune_learner(dls, model, method, loss_func=_loss, metrics=PairAccuracy(), cbs=[NoDropout(), *L(cbs)],
                         **kwargs)
@@ -115,11 +119,12 @@ def dpo_loss(
 
 # %% ../../nbs/learn/11_preferences.ipynb #9272ef04
 def dpo_metrics(
-    beta:float,  # As in `dpo_loss`
+    beta:float,      # As in `dpo_loss`
+    reference=True,  # Is there a reference? Without one, log-probabilities stand for their changes
 ) -> list:
-    "Metrics pair_accuracy, reward_margin and chosen_logp_change (nats), as means over pairs"
+    "Metrics pair_accuracy, reward_margin and chosen_logp_change (nats; without a reference chosen_logp), as means over pairs"
     def _ratios(learn):
-        ref,tokens,n = learn.yb
+        ref,tokens,n,*_ = learn.yb
         return (row_logps(learn.pred, tokens, n)-ref).unbind(1)
     def _accuracy(learn): return wins(*_ratios(learn))
     def _margin(learn):
@@ -128,7 +133,7 @@ def dpo_metrics(
     def _change(learn):
         chosen,_ = _ratios(learn)
         return [chosen.sum(), len(chosen)]
-    named = dict(pair_accuracy=_accuracy, reward_margin=_margin, chosen_logp_change=_change)
+    named = {'pair_accuracy': _accuracy, 'reward_margin': _margin, 'chosen_logp_change' if reference else 'chosen_logp': _change}
     return [pair_mean(sums, name) for name,sums in named.items()]
 
 # %% ../../nbs/learn/11_preferences.ipynb #b59a0945
@@ -143,6 +148,15 @@ def _none(dls, model, amp):
 
 references = dict(adapter=_adapter, copy=_copy, cached=_cached, none=_none)  # (dls, model, amp) → callbacks
 
+def _reference_for(loss, asked):
+    "The reference that a loss gets; `LmftError` if it cannot use the one that is asked for"
+    if asked is None: return 'none' if loss in without_reference else 'cached'
+    if asked not in references: raise LmftError(f"reference '{asked}' is unknown; use {', '.join(references)}")
+    if (loss in without_reference)!=(asked=='none'):
+        raise LmftError(f"loss '{loss}' reads no reference; leave out reference='{asked}'" if asked!='none' else
+                        f"loss '{loss}' needs a reference; use adapter, copy or cached")
+    return asked
+
 def _amp(cbs, device):
     "The dtype of matrix products under the `Precision` callback, if there is one"
     asked = next((cb.asked for cb in L(cbs) if isinstance(cb, Precision)), 'fp32')
@@ -155,7 +169,7 @@ def dpo_from_dls(
     model,                   # Causal model, usually tuned on instructions
     method:str='full',       # What is trained, as in `trainable`
     beta:float=None,         # As in `preference_loss_of`; None: .1, or 2 for SimPO
-    reference:str='cached',  # 'adapter', 'copy' or 'cached'; 'none' for a loss that reads none
+    reference:str=None,      # 'adapter', 'copy' or 'cached'; None: cached, or 'none' for a loss that reads none
     lr:float=None,           # Maximum learning rate; None: a tenth of `usual_lr`
     cbs=(),                  # Additional callbacks
     loss:str='sigmoid',      # Name in `preference_losses`; 'sigmoid' is DPO
@@ -163,19 +177,46 @@ def dpo_from_dls(
     **kwargs                 # Other arguments of `lm_learner`
 ):
     "A Learner for DPO and its relatives"
-    if reference not in references: raise LmftError(f"reference '{reference}' is unknown; use {', '.join(references)}")
     beta = usual_beta.get(loss, .1) if beta is None else beta
-    loss_of = preference_loss_of(loss, beta, **loss_options or {})
-    if loss in without_reference: reference = 'none'
-    elif reference=='none': raise LmftError(f"loss '{loss}' needs a reference; use adapter, copy or cached")
-    def _loss(logits, ref, tokens, n):
-        return loss_of(Pairs(*row_logps(logits, tokens, n).unbind(1), *ref.unbind(1), *n.unbind(1)))
+    loss_of,reference = preference_loss_of(loss, beta, **loss_options or {}),_reference_for(loss, reference)
+    if loss not in with_margin and 'margin' in dls.train.dataset[0][0]:
+        say_once(f"loss '{loss}' does not use the margins of the pairs; {', '.join(sorted(with_margin))} does")
+    def _loss(logits, ref, tokens, n, *margin):
+        return loss_of(Pairs(*row_logps(logits, tokens, n).unbind(1), *ref.unbind(1), *n.unbind(1), *margin))
     own = references[reference](dls, model, _amp(cbs, dls.device))
     learn = tune_learner(dls, model, method, lr, [NoDropout(), *own, *L(cbs)], loss_func=_loss,
-                         metrics=dpo_metrics(beta), **kwargs)
+                         metrics=dpo_metrics(beta, reference!='none'), **kwargs)
     policy = learn.model.hf
     if reference=='adapter' and (policy is model or not isinstance(policy, PeftModel)):
         raise LmftError(f"reference 'adapter' needs an adapter, which method '{method}' does not add; "
                         'use copy or cached')
     if lr is None: learn.lr = usual_lr(policy, method)/10
     return learn
+
+# %% ../../nbs/learn/11_preferences.ipynb #d1d568d7
+def pair_table(
+    learn,    # Learner of `dpo_from_dls`
+    i:int=0,  # Number of the pair in the validation set
+):            # DataFrame with the columns chosen and rejected
+    "What a learner sees of one pair: tokens, those in the loss, log-probabilities (nats) under reference and policy, and the loss"
+    dl = learn.dls.valid
+    inputs,ref,tokens,n,*margin = dl.new([dl.dataset[i]], bs=1).one_batch()
+    frozen = next((cb for cb in learn.cbs if isinstance(cb, Reference)), None)
+    if frozen:
+        with frozen.frozen() as model: ref = answer_logps(model, inputs, tokens, n, learn.model.amp)
+    with evaluating(learn.hf):
+        logits = learn.model(inputs)
+        logps,loss = row_logps(logits, tokens, n),learn.loss_func.func(logits, ref, tokens, n, *margin).item()
+    rows,sides = [dict() for _ in range(2)],tokens.split(n[0].tolist())
+    for k,(row,said) in enumerate(zip(rows, sides)):
+        ids,mask = inputs['input_ids'][k][inputs['attention_mask'][k]==1],inputs['loss_mask'][k]
+        row |= {'input_ids': ids.tolist(), 'text': dl.tok.decode(ids), 'predicts': mask.int().tolist()[:len(ids)], 'in the loss': dl.tok.decode(said), 'n': n[0, k].item()}
+        if (ref!=0).any(): row |= dict(reference=ref[0, k].item())
+        row |= dict(policy=logps[0, k].item()) | (dict(log_ratio=(logps-ref)[0, k].item()) if 'reference' in row else {}) | dict(loss=loss)
+    return pd.DataFrame(rows, index=['chosen', 'rejected'], dtype=object).T
+
+# %% ../../nbs/learn/11_preferences.ipynb #011696b1
+def show_pair(learn, i=0):
+    "Print `pair_table`; arguments as there"
+    table = pair_table(learn, i).map(lambda v: round(v, 4) if isinstance(v, float) else v)
+    with pd.option_context('display.max_colwidth', None, 'display.width', 250): display(table)

@@ -30,9 +30,12 @@ from .extraction import EntityF1, entity_f1, ner_dls, predict_tags, tags_of
 from .questions import answer_questions, qa_dls, qa_prompt, squad_scores, usable_questions, write_answers
 from .classification import class_loss, class_metrics, class_weights as weights_of, config_for, label_config
 from .finetuning import classify_dls, tune_learner
+from .kto import LabelledDL, kto_from_dls, labelled_examples, labelled_records
 from .pairs import PairDL, RewardDL, answer_pair, pair_dls, pair_examples, reward_pair
+from .preference_losses import without_reference
 from .preferences import dpo_from_dls, reward_from_dls
-from .rankings import rankings_to_pairs, split_by_prompt
+from .raters import merge_raters
+from .rankings import rankings_to_pairs, shared_raters, split_by_prompt
 from .pretraining import masked_dls, mlm_dls, mlm_examples, mlm_nsp_loss
 from ..train.learner import Accuracy, BitsPerByte, token_loss
 
@@ -237,9 +240,15 @@ stages['sft'] = Stage('sft', 'Tune a model on instructions or conversations', 'c
 # %% ../../nbs/reference/stages.ipynb #9bfc6969
 _pairs = ({'prompt', 'chosen', 'rejected'}, {'prompt', 'responses', 'ranks'})
 
+def _one_ranking(records):
+    "The records, with one ranking of the same answers: the majority of their raters"
+    if not (who := shared_raters(records)): return records
+    say_once(f"{', '.join(who)} ranked the same answers; the majority of their votes counts (merge_raters has other ways)")
+    return [*(r for r in records if 'ranks' not in r), *merge_raters([r for r in records if 'ranks' in r])[0]]
+
 def _pair_sets(train, valid, tok, report, seq_len, make, ties=False):
     "Examples of both sides of the pairs of each set; counts of ties and of pairs that are too long"
-    sets = [rankings_to_pairs(rs, ties=True) for rs in (train, valid)]
+    sets = [rankings_to_pairs(_one_ranking(rs), ties=True) for rs in (train, valid)]
     n_ties = sum(bool(r.get('tie')) for rs in sets for r in rs)
     if not ties: sets = [[r for r in rs if not r.get('tie')] for rs in sets]
     for name,rs in zip(('training', 'validation'), sets):
@@ -248,25 +257,44 @@ def _pair_sets(train, valid, tok, report, seq_len, make, ties=False):
     report.counts |= dict(pairs=len(exs), ties=n_ties, left_out_too_long=long+long_held)
     return exs, held
 
-def _reward_dls(train, valid, tok, model, report, seq_len, packed=False, ties=False, **loader):
+def _reward_dls(train, valid, tok, model, report, seq_len, packed=False, ties=False, center=None, **loader):
     return pair_dls(*_pair_sets(train, valid, tok, report, seq_len, reward_pair, ties), tok, RewardDL, **loader)
 
 def _reward(dls, model, method, lr, metrics, ties=False, **kwargs):
-    return reward_from_dls(dls, model, method, 1. if ties else None, lr=lr, **kwargs)
+    return reward_from_dls(dls, model, method, 1. if ties else None, lr=lr, **kwargs)          # `center` is in kwargs
 
 stages['reward'] = Stage('reward', 'Train a reward model on pairs or rankings', 'sequence_classification', _pairs, _reward_dls, _reward,
                          lambda tok, model: None, lambda train: dict(num_labels=1), split=split_by_prompt,
                          skip=_no_labels)
 
 # %% ../../nbs/reference/stages.ipynb #81ebbd47
-def _dpo_dls(train, valid, tok, model, report, seq_len, packed=False, beta=None, reference=None, loss=None, label_smoothing=None,
-             robust=None, sft_weight=None, **loader):
+_answers = *_pairs, {'prompt', 'completion', 'label'}, {'messages', 'label'}
+
+def _labelled_sets(train, valid, tok, report, seq_len):
+    "Examples of labelled answers of each set; a pair is two of them"
+    sets = [labelled_examples(labelled_records(rs), tok, seq_len, report.on_bad, report.bad) for rs in (train, valid)]
+    report.counts |= dict(answers=len(sets[0][0]), left_out_too_long=sum(long for _,long in sets))
+    return [exs for exs,_ in sets]
+
+def _dpo_dls(train, valid, tok, model, report, seq_len, packed=False, beta=None, reference=None, loss='sigmoid', label_smoothing=None,
+             robust=None, sft_weight=None, desirable_weight=1., undesirable_weight=1., **loader):
+    if loss=='kto': return pair_dls(*_labelled_sets(train, valid, tok, report, seq_len), tok, LabelledDL, **loader)
+    if any('label' in r and not {'chosen', 'ranks'} & set(r) for rs in (train, valid) for r in rs):
+        raise LmftError(f"the records are single answers with a label; loss '{loss}' needs pairs, and loss 'kto' takes labels")
     return pair_dls(*_pair_sets(train, valid, tok, report, seq_len, answer_pair), tok, PairDL, **loader)
 
-def _dpo(dls, model, method, lr, metrics, beta=None, reference=None, loss='sigmoid', label_smoothing=0., robust=False, sft_weight=0., **kwargs):
-    adapter = method.partition(':')[0] in ('lora', 'seq_adapter', 'par_adapter')
-    return dpo_from_dls(dls, model, method, beta, reference or ('adapter' if adapter else 'cached'), lr, loss=loss,
-                        loss_options=dict(label_smoothing=label_smoothing, robust=robust, sft_weight=sft_weight), **kwargs)
+def _unused(loss, given):
+    "`LmftError` for options that a loss does not read"
+    if given: raise LmftError(f"loss '{loss}' does not use {', '.join(given)}; leave {'it' if len(given)==1 else 'them'} out")
 
-stages['dpo'] = Stage('dpo', 'Make preferred answers more probable, without a reward model', 'causal', _pairs, _dpo_dls,
+def _dpo(dls, model, method, lr, metrics, beta=None, reference=None, loss='sigmoid', label_smoothing=0., robust=False, sft_weight=0.,
+         desirable_weight=1., undesirable_weight=1., **kwargs):
+    weights,options = dict(desirable_weight=desirable_weight, undesirable_weight=undesirable_weight),dict(label_smoothing=label_smoothing, robust=robust, sft_weight=sft_weight)
+    _unused(loss, [k for k,v in options.items() if v] if loss=='kto' else [k for k,v in weights.items() if v!=1])
+    adapter = method.partition(':')[0] in ('lora', 'seq_adapter', 'par_adapter')
+    if adapter and loss not in without_reference: reference = reference or 'adapter'
+    if loss=='kto': return kto_from_dls(dls, model, method, beta, reference, lr, **weights, **kwargs)
+    return dpo_from_dls(dls, model, method, beta, reference, lr, loss=loss, loss_options=options, **kwargs)
+
+stages['dpo'] = Stage('dpo', 'Make preferred answers more probable, without a reward model', 'causal', _answers, _dpo_dls,
                       _dpo, lambda tok, model: None, split=split_by_prompt, skip=_no_labels)

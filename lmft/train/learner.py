@@ -27,7 +27,8 @@ from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.training import GradientClip
 from fastai.learner import Learner, Metric, Recorder
-from fastcore.basics import IN_NOTEBOOK, noop, patch
+from fastai.imports import noop
+from fastcore.basics import IN_NOTEBOOK, patch
 from IPython import get_ipython
 from fastcore.foundation import L
 from torch import nn

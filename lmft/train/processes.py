@@ -24,7 +24,8 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from fastai.callback.core import Callback, CancelBatchException
 from fastai.callback.progress import ProgressCallback
 from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
-from fastcore.basics import noop, patch
+from fastai.imports import noop
+from fastcore.basics import patch
 
 from ..data.loaders import LMDL
 from .learner import TokenAccumulation, over_ranks
