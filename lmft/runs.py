@@ -136,7 +136,7 @@ def run_config(
     models += [(f'reward {r}', r, whole) for r in reward_folders(o.get('reward'))]
     folders = [(k, Path(model_dir(m)), kind) for k,m,kind in models if m not in (None, 'tiny', 'small')]  # sizes are no folders
     found |= {k: _files_hash(f, *kind) for k,f,kind in folders if f.is_dir()}
-    return {**o, 'versions': libs, 'fingerprint': found}
+    return {**{k: v for k,v in o.items() if v!=[]}, 'versions': libs, 'fingerprint': found}    # no texts to watch: not every command has such an option
 
 # %% ../nbs/reference/runs.ipynb #43c73d5e
 def _watchers(learn, o, out, config, steps, prompts):

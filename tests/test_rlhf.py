@@ -1,5 +1,5 @@
 "PPO under what a cell cannot hold: other architectures, windows of micro-batches, references, log and saved policy"
-import copy
+import copy, json
 
 import pytest
 from lmft.core import LmftError, set_seed
@@ -19,6 +19,8 @@ from lmft.stages.ppo import ActorCritic
 from lmft.stages.rlhf import gae, sample_rollouts, token_stats
 from lmft.stages.ppo import ppo_from_prompts
 from lmft.train.speed import checkpoint_blocks
+
+from running import lines, metrics, run
 
 texts = ['Left or right?', 'Left.', 'Right.', 'Where to, and which way first?', 'First left, then right.']
 
@@ -150,3 +152,65 @@ def test_refusals(tok):
     for method in ('prompt', 'prefix'):
         with pytest.raises(LmftError, match='cannot stand'): ppo_from_prompts(small(tok), tok, asked(8), short, method, n=8)
     with pytest.raises(LmftError, match='writes no text'): ppo_from_prompts(small(tok, 'bert'), tok, asked(8), short, n=8)
+
+@pytest.fixture(scope='module')
+def asked_file(tok, tmp_path_factory):
+    "A folder with a model, and prompts with their right answers"
+    tmp = tmp_path_factory.mktemp('rl')
+    save_model(small(tok), tok, tmp/'model')
+    (tmp/'sums.jsonl').write_text('\n'.join(json.dumps(dict(prompt=f'Left or right? {i}', answer='Left.')) for i in range(64)))
+    return tmp
+
+def test_shell_with_verifiers(asked_file, tmp_path):
+    "Two rewards with weights, GRPO as published, a run done again from its config.json, and what a record must hold"
+    args = '--prompts', asked_file/'sums.jsonl', '--model', asked_file/'model', '--max_steps', 2, '--n', 8, '--max_new_tokens', 4
+    run('ppo', *args, '--reward', 'answer', '--reward', 'format:L.*=.5', '--advantage', 'grpo', '--kl_in', 'loss', '--kl_estimator', 'k3', '--out', tmp_path/'a')
+    rounds = lines(tmp_path/'a/rounds.jsonl')
+    for r in rounds: close(r['score'], r['reward_answer']+.5*r['reward_format:L.*'], eps=1e-6)
+    assert json.loads((tmp_path/'a/config.json').read_text())['reward']==['answer', 'format:L.*=.5']
+    run('ppo', '--config', tmp_path/'a/config.json', '--out', tmp_path/'b')
+    assert lines(tmp_path/'b/rounds.jsonl')==rounds
+    (tmp_path/'bare.jsonl').write_text('\n'.join(json.dumps(dict(prompt=f'Who? {i}')) for i in range(8)))
+    new = '--out', tmp_path/'new'
+    assert 'right answer' in run('ppo', '--prompts', tmp_path/'bare.jsonl', *args[2:], '--reward', 'answer', *new, code=2)
+    assert 'needs a reward' in run('ppo', *args, *new, code=2)
+    assert 'no gradient' in run('ppo', *args, '--reward', 'answer', '--kl_in', 'loss', *new, code=2)
+    assert not (tmp_path/'new').exists()
+
+def test_shell_with_a_teacher(tok, asked_file, tmp_path):
+    "On-policy distillation, and teachers that cannot be compared"
+    args = '--prompts', asked_file/'sums.jsonl', '--model', asked_file/'model', '--n', 64, '--max_new_tokens', 4, '--advantage', 'distill', '--method', 'full'
+    teacher = small(tok, seed=1)
+    with torch.no_grad(): teacher.lm_head.weight *= 8                            # a new model gives all tokens nearly the same probability
+    save_model(teacher, tok, tmp_path/'teacher')
+    run('ppo', *args, '--teacher', tmp_path/'teacher', '--max_steps', 20, '--lr', 1e-3, '--out', tmp_path/'a')
+    m = metrics(tmp_path/'a')
+    assert 0<m['kl']<.7*m['kl_before'], m
+    other = train_tokenizer(['Wer da?', 'Ich.']*4, vocab_size=270)
+    save_model(new_model(other, seq_len=64), other, tmp_path/'other')
+    assert 'other tokens' in run('ppo', *args, '--teacher', tmp_path/'other', '--out', tmp_path/'new', code=2)
+    assert 'needs a teacher' in run('ppo', *args, '--out', tmp_path/'new', code=2)
+    assert 'leave out the reward' in run('ppo', *args, '--teacher', tmp_path/'teacher', '--reward', 'answer', '--out', tmp_path/'new', code=2)
+    assert not (tmp_path/'new').exists()
+
+def test_losses_divide_by_what_they_say(tok):
+    "The gradient of a round is that of the written-out sums, for each way to count the length of answers"
+    def grad(norm):
+        model = small(tok)
+        set_seed(0)
+        learn = ppo_from_prompts(model, tok, asked(16), short, 'full', n=8, bs=8, group=4, advantage='rloo', length_norm=norm, max_new_tokens=6, beta=0., num_ppo_epochs=1, lr=1e-12)
+        learn.clip_norm.max_norm = 1e9
+        quiet(learn, 1)
+        rs = learn.dls.train.dataset
+        sums = [-(r['advantages']*token_logps_of(model, r)).sum() for r in rs]
+        n = torch.tensor([len(r['logps']) for r in rs]).float()
+        want = dict(constant=sum(sums)/(8*6), token=sum(sums)/n.sum(), answer=sum(s/k for s,k in zip(sums, n))/8)[norm]
+        own = torch.autograd.grad(want, list(model.parameters()), allow_unused=True)
+        return torch.cat([g.flatten() for g in own if g is not None]).norm(), learn.grad_norm
+    def token_logps_of(model, r):
+        at = (r['labels']!=-100).nonzero()[:, 0]
+        return model.eval()(r['input_ids'][None]).logits[0].log_softmax(-1)[at-1, r['input_ids'][at]]
+    for norm in ('constant', 'token', 'answer'):
+        want,got = grad(norm)
+        close(want, got, eps=1e-4)
+        assert want>1e-3

@@ -36,7 +36,7 @@ from . import defaults as options, interpretation as views
 from ..data.messages import as_asked
 from .preferences import reward_scores
 from .rlhf import sample_rollouts
-from .rewards import parse_reward, scaled_reward
+from .rewards import exact_answer, parse_reward, right_answers, scaled_reward, split_weight
 from .classification import with_label_names
 from .table import Report, Stage, stage_lr, stage_of, stages
 from ..train.callbacks import mixed_precision
@@ -210,7 +210,8 @@ def _options(stage, data, model, given):
     hf = isinstance(model, (PreTrainedModel, PeftModel))
     own = {k: v for k,v in given.items() if not callable(v)}
     if _fraction(own.get('valid', .1)) is None: own['valid'] = _source(own['valid'])
-    return dict(own, stage=stage, data=_source(data), model=base_of(model).name_or_path if hf else str(model))
+    named = {'prompts' if stage=='ppo' else 'data': _source(data)}                           # as the command calls it
+    return dict(own, stage=stage, **named, model=base_of(model).name_or_path if hf else str(model))
 
 def _four_bit(o, model, device, precision):
     "Arguments of `load_model` for a base whose matrices are kept in 4 bits"
@@ -433,16 +434,22 @@ def _prompts(data, report):
         return [r if isinstance(r, dict) else dict(prompt=r) for r in data]
     return list(_of_files(stages['ppo'], report)(data, report.on_bad, report.bad, None))
 
-def _that_fit(records, tok, model, max_new_tokens, report):
-    "The prompts after which the model has positions for an answer; others are rejected, or left out"
-    kept,most = [],max_positions(model)
+def _usable(records, tok, model, max_new_tokens, report, reward):
+    "The records whose prompt leaves positions for an answer, and whose answer a verifier can find; others are rejected, or left out"
+    kept,most,verified = [],max_positions(model),reward is exact_answer or any(split_weight(str(r))[0]=='answer' for r in L(reward))
     for i,r in enumerate(records):
         n = len(encode_prompt(as_asked(r['prompt'], tok), tok))
-        if not most or n+max_new_tokens<=most: kept.append(r); continue
-        e = BadRecord(f'has {n} tokens, which leaves no room for {max_new_tokens} more among {most} positions',
-                      record=i+1, field='prompt', hint='shorten it or skip it with on_bad skip')
-        if report.on_bad!='skip': raise e
-        report.bad.append(e)
+        try:
+            if most and n+max_new_tokens>most:
+                raise BadRecord(f'has {n} tokens, which leaves no room for {max_new_tokens} more among {most} positions',
+                                record=i+1, field='prompt', hint='shorten it or skip it with on_bad skip')
+            if verified:
+                try: right_answers(r)
+                except LmftError as e: raise BadRecord(str(e), record=i+1, field='answer') from e
+            kept.append(r)
+        except BadRecord as e:
+            if report.on_bad!='skip': raise
+            report.bad.append(e)
     return kept
 
 # %% ../../nbs/reference/builders.ipynb #18d9d0c1
@@ -495,7 +502,7 @@ def ppo_learner(
     set_seed(o['seed'])
     tok,hf = open_model(model, s, None, tok, **_four_bit(o, model, device, precision))
     teacher = _teacher(o, tok, precision, device)
-    records,hf = _that_fit(records, tok, hf, o['max_new_tokens'], report),hf.to(device)
+    records,hf = _usable(records, tok, hf, o['max_new_tokens'], report, reward),hf.to(device)
     group = o['group'] or (1 if o['advantage'] in ('gae', 'mean', 'distill') else 4)
     o |= dict(group=group, n=o['n'] or min(64, len(records)*group)//group*group, lr=o['lr'] or stage_lr(s, hf, o['method']))
     scores = _reward_of(reward, device, hf, tok, records, o['max_new_tokens'])

@@ -73,6 +73,7 @@ def reward_from_dls(
     model,              # Causal model whose head gives one number: `load_model(path, 'sequence_classification', num_labels=1)`
     method:str='full',  # What is trained, as in `trainable`
     nu:float=None,      # Weight of ties, as in `davidson_loss`; None: Bradley–Terry, for pairs without ties
+    center:float=0.,    # Weight of the squared sum of both rewards in the loss (Eisenstein et al., 2023, arXiv:2312.09244)
     cbs=(),             # Additional callbacks
     **kwargs            # Other arguments of `tune_learner`
 ):
@@ -83,8 +84,9 @@ def reward_from_dls(
     if nu is not None and 'margin' in dls.train.dataset[0][0]: say_once('the likelihood of ties does not use the margins of the pairs')
     def _loss(pred, decided, *margin):
         chosen,rejected = pred.view(-1, 2).unbind(1)
-        if nu is None: return bradley_terry_loss(chosen, rejected, *margin)
-        return davidson_loss(chosen, rejected, decided[:, 0]==0, nu)
+        if nu is None: loss = bradley_terry_loss(chosen, rejected, *margin)
+        else: loss = davidson_loss(chosen, rejected, decided[:, 0]==0, nu)
+        return loss+center*(chosen+rejected)**2
     return tune_learner(dls, model, method, loss_func=_loss, metrics=PairAccuracy(), cbs=[NoDropout(), *L(cbs)],
                         **kwargs)
 
