@@ -212,5 +212,5 @@ def test_losses_divide_by_what_they_say(tok):
         return model.eval()(r['input_ids'][None]).logits[0].log_softmax(-1)[at-1, r['input_ids'][at]]
     for norm in ('constant', 'token', 'answer'):
         want,got = grad(norm)
-        close(want, got, eps=1e-4)
+        close(want, got, eps=2e-3)
         assert want>1e-3
