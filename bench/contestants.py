@@ -81,6 +81,23 @@ def lmft_dpo(folder, method):
         with learn.no_bar(), learn.no_logging(): return len(rows), timed(lambda: learn.fit_cos(1))
     return train
 
+GRPO = dict(rounds=10, n=32, group=4, tokens=48)                # answers of a round, answers to a prompt, tokens of an answer
+
+def lmft_grpo(folder):
+    "GRPO as published: the KL in the loss, one update a round"
+    from lmft.data.tokenizers import load_tokenizer
+    from lmft.stages.ppo import ppo_from_prompts
+    tok,g = load_tokenizer(folder/'dpo'),GRPO
+    prompts = [r['prompt'] for r in read_pairs(folder)]
+    def train():
+        learn = ppo_from_prompts(llama(256, 4096), tok, prompts, vowels, 'full', n=g['n'], group=g['group'], bs=g['n'], num_ppo_epochs=1, lr=1e-4,
+                                 advantage='grpo', kl_in='loss', kl_estimator='k3', max_new_tokens=g['tokens'], missing_eos_penalty=0.)
+        with learn.no_bar(), learn.no_logging(): seconds = timed(lambda: learn.fit_cos(g['rounds']))
+        return g['rounds']*g['n'], seconds, dict(length=learn.rollouts.history[0]['length'])
+    return train
+
+def vowels(prompts, answers): return [sum(c in 'aeiou' for c in a)/(1+len(a)) for a in answers]
+
 def lmft_saving(folder, every):
     "Training with a checkpoint every `every` steps: what is done is a step, and the seconds of saving are told apart"
     from lmft.data.loaders import lm_dls
@@ -148,6 +165,22 @@ def trl_dpo(folder, method):
         return len(rows), timed(trainer.train)
     return train
 
+def trl_grpo(folder, **more):
+    "transformers' generation, the KL in the loss, one update a round; completions of the same length"
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+    tok,g = transformers.AutoTokenizer.from_pretrained(folder/'dpo'),GRPO
+    rows = Dataset.from_list([dict(prompt=[dict(role='user', content=r['prompt'])]) for r in read_pairs(folder)])
+    def reward(completions, **kwargs): return vowels(None, [c[0]['content'] for c in completions])
+    def train():
+        args = hf_args(g['n'], GRPOConfig, max_steps=g['rounds'], num_generations=g['group'], max_completion_length=g['tokens'], beta=.05,
+                       num_iterations=1, steps_per_generation=1, loss_type='grpo', **more)
+        llama(256, 4096).save_pretrained(folder/'policy')                # TRL opens the reference by the policy's name
+        trainer = GRPOTrainer(LlamaForCausalLM.from_pretrained(folder/'policy'), reward, args=args, train_dataset=rows, processing_class=tok)
+        seconds = timed(trainer.train)
+        return g['rounds']*g['n'], seconds, dict(length=next(h['completions/mean_length'] for h in trainer.state.log_history if 'completions/mean_length' in h))
+    return train
+
 def read_pairs(folder): return [json.loads(l) for l in open(folder/'pairs.jsonl')]
 
 # ---------- torch alone
@@ -200,7 +233,7 @@ benches = {
                              'lmft, all logits': of(lmft_sft, all_logits=True), 'lmft, packed': of(lmft_sft, packed=True),
                              'TRL': of(trl_sft), 'TRL, by length': of(trl_sft, train_sampling_strategy='group_by_length'),
                              'TRL, packed': of(trl_sft, packing=True)},
-    'DPO, full': on_pairs('full'), 'DPO, LoRA': on_pairs('lora'),
+    'DPO, full': on_pairs('full'), 'DPO, LoRA': on_pairs('lora'), 'GRPO': {'lmft': of(lmft_grpo), 'TRL': of(trl_grpo)},
     'loss at vocabulary 128k': {w: of(big_vocabulary, w) for w in ('lmft', 'targets alone', 'HF default')},
     'checkpoints': {'every 100 steps': of(lmft_saving, 100), 'none': of(lmft_saving, 0)}}
 

@@ -19,13 +19,13 @@ Modules:
 - `lmft.data.examples`: From records to token ids, and which of them are in the loss
 - `lmft.data.fields`: One field of one record: there, of the right kind, and named when it is not
 - `lmft.data.files`: Which files a path stands for, which of them are for training, and a hash of what they hold
-- `lmft.data.jsons`: Lines, arrays and nested files of JSON as rows, in a stream that holds one value at a time
+- `lmft.data.jsons`: Lines, arrays and nested files of JSON as entries, in a stream that holds one value at a time
 - `lmft.data.lines`: Plain text, sentences with one word per line, and tunes: streams of lines that are never held whole in memory
 - `lmft.data.loaders`: From records to what a model sees: tokens, which of them are in the loss, and batches with little padding
 - `lmft.data.messages`: One message in any public format: OpenAI, 🤗, ShareGPT
 - `lmft.data.ondisk`: Records and tokens in memory-mapped files that a killed run can resume, long since shards are written and read here
 - `lmft.data.records`: Any data as plain dicts: one call for every file, folder and format; every bad record is named
-- `lmft.data.shapes`: What people call things: which shape a row has, and the record that it becomes
+- `lmft.data.shapes`: Which shape an entry of a file has, by the names of its fields, and the record that it becomes
 - `lmft.data.splits`: Validation that can be believed: every class on both sides, no document on two
 - `lmft.data.tables`: CSV, Parquet and 🤗 datasets as rows; names of classes come along
 - `lmft.data.templates`: Write messages as text with any chat template; find out which form it expects and where an answer ends
@@ -34,7 +34,7 @@ Modules:
 - `lmft.evals.evaluation`: Scores on tasks that a model was not trained on: leaving out single tasks compared with leaving out whole clusters
 - `lmft.evals.folds`: A model for every cluster of tasks that is left out, and for every group of single tasks, each on equally much data
 - `lmft.evals.prompting`: Zero- and few-shot prompts, answers chosen by probability, and the effect of examples in a prompt
-- `lmft.evals.tasks`: Super-NaturalInstructions files as rows of tasks, split by hash, with the fingerprints by which a record is recognised
+- `lmft.evals.tasks`: Super-NaturalInstructions files as records of tasks, split by hash, with fingerprints that recognise a record
 - `lmft.generation`: Continue a text, answer a question, and compute how probable a given answer is
 - `lmft.models.adapters`: Small parts that tune a frozen model: LoRA, prefixes, soft prompts, bottlenecks in sequence and in parallel
 - `lmft.models.bottlenecks`: A kind of adapter that peft does not have: a narrow layer behind a module or beside it
@@ -55,6 +55,7 @@ Modules:
 - `lmft.stages.builders`: From a file and a model to a learner in one call: `sft_learner` and eight more, hence long
 - `lmft.stages.classification`: A class, several classes or a number for each text: labels, losses, scores and chance in one place, hence long
 - `lmft.stages.defaults`: Every option of every stage, written once: builders and commands take their signatures from here
+- `lmft.stages.detectors`: Measures of the answers of each round, and a warning when one of them leaves its limits
 - `lmft.stages.diagnosis`: Faults of a training run, found before it starts: the doctor for files and folders
 - `lmft.stages.extraction`: Labels on words and on spans: named entities, and answers that stand in a text or are written
 - `lmft.stages.finetuning`: A class, several classes or a number for each text: which token is read, what the loss is, how it is read back

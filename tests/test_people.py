@@ -4,6 +4,7 @@ import csv, io, json, random, signal, subprocess, sys, time
 import pytest
 
 from lmft.cli import main
+from lmft.core import said
 from running import lines, metrics, run
 
 @pytest.fixture(scope='module')
@@ -164,6 +165,24 @@ def test_ranking_by_hand(asked, tmp_path, monkeypatch):
     assert sorted(r['prompt'] for r in ranked)==sorted(r['prompt'] for r in answers)
     run(*asked, '--resume')                                                                          # nothing is left to ask
     assert lines(tmp_path/'c/rankings.jsonl')==ranked
+
+def test_two_people_rank_the_same_answers(model, asked, tmp_path, monkeypatch):
+    "The second is asked all of it again, in the same file; training takes the majority of both, and says so"
+    assert 'goes with --by human' in run(*asked[:7], '--by', 'gold', '--rater', 'anna', '--out', tmp_path/'g', code=2)
+    person(monkeypatch, 'A > B', 'A = B', 'quit')
+    run(*asked, '--rater', 'anna')
+    n = len(lines(tmp_path/'c/answers.jsonl'))
+    person(monkeypatch, *['B > A']*n)
+    assert f'1 of {n}' in run(*asked, '--rater', 'ben', '--resume')
+    rows = lines(tmp_path/'c/rankings.jsonl')
+    assert [(r['rater'], r['ranks']) for r in rows[:3]]==[('anna', [1, 2]), ('anna', [1, 1]), ('ben', [2, 1])] and len(rows)==n+2
+    assert metrics(tmp_path/'c')['left']==0 and metrics(tmp_path/'c')['rankings']==n
+    assert 'say who ranks' in run(*asked, '--resume', code=2) and lines(tmp_path/'c/rankings.jsonl')==rows
+    args = ['reward', '--data', tmp_path/'c/rankings.jsonl', '--model', model, '--ties', '--max_steps', 1, '--bs', 2, '--valid', '0.2', '--out', tmp_path/'rm']
+    run(*args, '--center', .01)
+    assert any('the majority of their votes counts' in line for line in said)
+    assert metrics(tmp_path/'rm')['ties']==2                      # two that they do not agree on: one contradiction, one tie of Anna's
+    assert 'merge_raters' in run(*asked[:7], '--by', tmp_path/'c/rankings.jsonl', '--out', tmp_path/'d', code=2)
 
 def test_a_person_who_is_interrupted(asked, tmp_path):
     "Ctrl-C and kill -9 at random: what was ranked is there, the answers are the same, and the rest is asked once"

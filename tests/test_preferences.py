@@ -1,5 +1,5 @@
 "Preferences beside TRL, in padding of all kinds, and on real files"
-import copy, os
+import copy, math, os
 from types import SimpleNamespace
 
 import pytest, torch
@@ -195,16 +195,15 @@ def test_margins_equal_trl(tmp_path):
 def test_margins_of_a_file_reach_the_loss(tmp_path, capsys, n_acc):
     "At the start, DPO's loss with a margin of m is log(1 + e^m); a loss that has no use for it says so"
     import json
-    path = tmp_path/'margins.jsonl'
+    path = tmp_path/'pairs.jsonl'
     path.write_text('\n'.join(json.dumps(dict(r, margin=2)) for r in rows))
     for reference in ('adapter', 'copy', 'cached'):
         learn = dpo_learner(path, model(), tok=tok, reference=reference, bs=4//n_acc, n_acc=n_acc, lr=1e-9, cbs=(keep := LossLog()))
         learn.fit_cos(1)
         assert keep.rows[0]==pytest.approx(2.126928, abs=1e-4)
-    assert 'margins' not in capsys.readouterr().err
-    for loss in sorted({*preference_losses}-with_margin):
-        learn = dpo_learner(path, model(), tok=tok, loss=loss, bs=4)
-        assert learn.validate()[0]==learn.validate()[0]
+    assert 'the margins' not in capsys.readouterr().err
+    for loss in sorted({*preference_losses, 'kto'}-with_margin) if n_acc==1 else ():       # a hint is said once
+        assert math.isfinite(dpo_learner(path, model(), tok=tok, loss=loss, bs=4).validate()[0])
         said = capsys.readouterr()
         assert f"loss '{loss}' does not use the margins" in said.err+said.out, loss
     assert reward_learner(path, model(), tok=tok).dls.valid.one_batch()[-1].unique().tolist()==[2]

@@ -1,4 +1,4 @@
-"""Lines, arrays and nested files of JSON as rows, in a stream that holds one value at a time
+"""Lines, arrays and nested files of JSON as entries, in a stream that holds one value at a time
 
 JSON comes as one object a line, as one array, or as one object that nests its records. None of them is loaded whole if
 it can be read as a stream, and an error says the line.

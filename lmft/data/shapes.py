@@ -1,7 +1,7 @@
-"""What people call things: which shape a row has, and the record that it becomes
+"""Which shape an entry of a file has, by the names of its fields, and the record that it becomes
 
-A row is what a file says, a record is what the rest of lmft relies on. `shape_of` tells a row's shape by its fields,
-`normalise` makes the records of it, and every field that nobody asked for is known by name.
+An entry is what a file says, a record is what the rest of lmft relies on. `shape_of` finds the shape of an entry by its fields,
+`normalise` turns it into records, and every field that is not used is reported by name.
 
 Docs: https://lmft-org.github.io/lmft/reference/shapes.html.md"""
 

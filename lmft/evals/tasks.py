@@ -1,7 +1,7 @@
-"""Super-NaturalInstructions files as rows of tasks, split by hash, with the fingerprints by which a record is recognised
+"""Super-NaturalInstructions files as records of tasks, split by hash, with fingerprints that recognise a record
 
-Tasks are rows with a `task`, a `cluster`, an instruction, an input and right answers, from the tiny world or from
-Super-NaturalInstructions files (`read_tasks`). A hash decides which rows are asked, and what a row is known by.
+Tasks are records with a `task`, a `cluster`, an instruction, an input and right answers, from the tiny world or from
+Super-NaturalInstructions files (`read_tasks`). A hash decides which records are for training and which for testing, and fingerprints find copies.
 
 Docs: https://lmft-org.github.io/lmft/reference/task_files.html.md"""
 

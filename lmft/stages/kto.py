@@ -35,6 +35,7 @@ def labelled_records(
 ) -> list:         # Of dict: prompt (str or messages), completion, label (bool)
     "Single answers with a label: is the answer good?"
     made = []
+    if any(r.get('margin') is not None for r in records): say_once("loss 'kto' does not use the margins of the pairs; sigmoid does")
     for r in rankings_to_pairs(records):
         if 'chosen' in r: made += [dict(prompt=r['prompt'], completion=r[k], label=k=='chosen') for k in ('chosen', 'rejected')]
         elif 'messages' in r: made.append(dict(prompt=r['messages'][:-1], completion=r['messages'][-1]['content'], label=r['label']))

@@ -11,7 +11,7 @@ Docs: https://lmft-org.github.io/lmft/reference/raters.html.md"""
 __all__ = ['merge_methods', 'pairwise_votes', 'rater_agreement', 'majority_votes', 'dawid_skene', 'rated_bradley_terry',
            'merge_raters']
 
-# %% ../../nbs/reference/raters.ipynb #27d926e3
+# %% ../../nbs/reference/raters.ipynb #d3a83eb4
 import json
 from collections import Counter
 from itertools import combinations
@@ -24,7 +24,7 @@ from .defaults import near
 from .guidelines import agreement
 from .rankings import answers_key
 
-# %% ../../nbs/reference/raters.ipynb #c1e8b1f9
+# %% ../../nbs/reference/raters.ipynb #4c5d912a
 def _by_answers(records):
     "Rankings of the same answers together: key of the answers → rater → record"
     items = {}
@@ -47,7 +47,7 @@ def _check_shared(items):
         for (a,x),(b,y) in combinations(of.items(), 2):
             if x-y and y-x: raise LmftError(f'{a} and {b} ranked different responses to {prompt[:80]}; let both rank the same')
 
-# %% ../../nbs/reference/raters.ipynb #90fabbf8
+# %% ../../nbs/reference/raters.ipynb #5519789e
 def pairwise_votes(
     records:list,  # Of dict: prompt, responses, ranks, rater
 ) -> tuple:        # (raters, answers, pairs, votes)
@@ -64,7 +64,7 @@ def pairwise_votes(
             votes.append([1+int(np.sign(ranks[a][x]-ranks[a][y])) if a in ranks else -1 for a in raters])
     return raters, answers, np.array(pairs), np.array(votes)
 
-# %% ../../nbs/reference/raters.ipynb #40474a72
+# %% ../../nbs/reference/raters.ipynb #618bc447
 def rater_agreement(
     records:list,  # Of dict: prompt, responses, ranks, rater
 ) -> list:         # Of dict: a, b, pairs, percent, cohen
@@ -78,7 +78,7 @@ def rater_agreement(
         out.append(dict(a=raters[i], b=raters[j], pairs=len(both), percent=found['percent'], cohen=found['cohen']))
     return out
 
-# %% ../../nbs/reference/raters.ipynb #c542611d
+# %% ../../nbs/reference/raters.ipynb #7a58327d
 def majority_votes(
     votes,       # As from `pairwise_votes`, (pairs, raters)
     pairs=None,  # Not used
@@ -92,7 +92,7 @@ def majority_votes(
 def _one_hot(votes): return (votes[..., None]==np.arange(3)).astype(float)
 def _share(votes, value): return np.where(votes>=0, value, 0).sum(0)/(votes>=0).sum(0)
 
-# %% ../../nbs/reference/raters.ipynb #2323b0d7
+# %% ../../nbs/reference/raters.ipynb #acfdab4b
 def dawid_skene(
     votes,       # As from `pairwise_votes`, (pairs, raters)
     pairs=None,  # Not used
@@ -111,7 +111,7 @@ def dawid_skene(
         if abs(t-before).max()<1e-5: break
     return t[:len(votes)].argmax(1), np.einsum('k,rkk->r', t.mean(0), confusion)
 
-# %% ../../nbs/reference/raters.ipynb #c7b60e9d
+# %% ../../nbs/reference/raters.ipynb #f1faaa06
 def _vote_logp(x, n, first, second):
     "Log-probability of each vote by each rater, (pairs, raters, 3); `x` is `n` scores, then strengths, then log weights of ties"
     s,(a,nu) = x[:n],x[n:].view(2, -1)
@@ -136,10 +136,11 @@ def rated_bradley_terry(
     start = np.repeat([0., 1., 0.], [n, v.shape[1], v.shape[1]])
     x = torch.tensor(minimize(_loss, start, jac=True, method='L-BFGS-B', options=dict(maxiter=1000)).x)
     d,p = (x[first]-x[second]).numpy(),_vote_logp(x, n, first, second).exp().numpy()
-    labels = np.where(abs(d)<=np.quantile(abs(d), (votes==1).sum()/(votes>=0).sum()), 1, np.where(d>0, 0, 2))
+    labels,close = np.where(d>0, 0, 2),abs(d).argsort(kind='stable')
+    labels[close[:round(len(d)*(votes==1).sum()/(votes>=0).sum())]] = 1
     return labels, p[np.arange(len(labels)), :, labels].mean(0)
 
-# %% ../../nbs/reference/raters.ipynb #332d949e
+# %% ../../nbs/reference/raters.ipynb #d33b49b4
 merge_methods = dict(majority=majority_votes, dawid_skene=dawid_skene, bradley_terry=rated_bradley_terry)  # Name → (votes, pairs) → labels, reliabilities
 
 def merge_raters(
