@@ -206,7 +206,7 @@ def test_margins_of_a_file_reach_the_loss(tmp_path, capsys, n_acc):
         assert math.isfinite(dpo_learner(path, model(), tok=tok, loss=loss, bs=4).validate()[0])
         said = capsys.readouterr()
         assert f"loss '{loss}' does not use the margins" in said.err+said.out, loss
-    assert reward_learner(path, model(), tok=tok).dls.valid.one_batch()[-1].unique().tolist()==[2]
+    assert reward_learner(path, model('sequence_classification', num_labels=1), tok=tok).dls.valid.one_batch()[-1].unique().tolist()==[2]
 
 @pytest.mark.parametrize('loss', ['ipo', 'simpo', 'orpo', 'apo_down'])
 def test_a_policy_learns_by_every_loss(loss):

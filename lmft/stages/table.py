@@ -272,7 +272,7 @@ _answers = *_pairs, {'prompt', 'completion', 'label'}, {'messages', 'label'}
 
 def _labelled_sets(train, valid, tok, report, seq_len):
     "Examples of labelled answers of each set; a pair is two of them"
-    sets = [labelled_examples(labelled_records(rs), tok, seq_len, report.on_bad, report.bad) for rs in (train, valid)]
+    sets = [labelled_examples(labelled_records(_one_ranking(rs)), tok, seq_len, report.on_bad, report.bad) for rs in (train, valid)]
     report.counts |= dict(answers=len(sets[0][0]), left_out_too_long=sum(long for _,long in sets))
     return [exs for exs,_ in sets]
 
