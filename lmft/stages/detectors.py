@@ -12,7 +12,7 @@ Docs: https://lmft-org.github.io/lmft/reference/detectors.html.md"""
 # %% auto #0
 __all__ = ['detectors', 'repetition', 'sameness', 'copied', 'second_opinion', 'answer_measures', 'reward_alarms', 'RewardAlarm']
 
-# %% ../../nbs/reference/detectors.ipynb #44523b01
+# %% ../../nbs/reference/detectors.ipynb #ce1b0eff
 import math, re
 
 from ..core import say_once
@@ -23,7 +23,7 @@ from .ppo import Rollouts
 from .rankings import last_turn
 from .rewards import rewards_of
 
-# %% ../../nbs/reference/detectors.ipynb #08e801a0
+# %% ../../nbs/reference/detectors.ipynb #1015fdd9
 def _words(text): return re.findall(r'\w+', text.lower())
 def _pairs(text): return [*zip(_words(text), _words(text)[1:])]
 def _repeated(pairs): return 1-len({*pairs})/len(pairs) if pairs else 0.
@@ -48,7 +48,7 @@ def copied(
     "Mean share of the words of a prompt that stand in its answer; of messages the last one counts"
     return _mean([len({*p}&{*_words(a)})/max(1, len({*p})) for p,a in zip((_words(last_turn(p)) for p in prompts), answers)])
 
-# %% ../../nbs/reference/detectors.ipynb #4228d4c4
+# %% ../../nbs/reference/detectors.ipynb #5fcced1b
 def second_opinion(
     others:list,   # Rewards as in `rewards_of`, on one scale
     prompts:list,
@@ -59,7 +59,7 @@ def second_opinion(
     scores = torch.tensor([rewards_of(f, prompts, answers, records) for f in others])
     return dict(opinion=scores.mean().item(), disagreement=scores.std(0, correction=0).mean().item())
 
-# %% ../../nbs/reference/detectors.ipynb #1d2276bb
+# %% ../../nbs/reference/detectors.ipynb #71f9cfed
 def answer_measures(
     rollouts:list,  # Rollouts of a round
     others=(),      # Other rewards for a second opinion
@@ -69,7 +69,7 @@ def answer_measures(
     found = dict(repetition=repetition(answers), sameness=sameness(answers), copied=copied(prompts, answers))
     return found | (second_opinion(others, prompts, answers, records) if others else {})
 
-# %% ../../nbs/reference/detectors.ipynb #88d3840b
+# %% ../../nbs/reference/detectors.ipynb #fbb3779c
 # Measure → (what it is, 'ratio' or 'difference' to the first round, low, high)
 detectors = dict(
     kl=('KL from the reference (nats an answer)', 'difference', -math.inf, 6.),
@@ -82,7 +82,7 @@ detectors = dict(
     opinion=('mean score by the other reward models', 'difference', -.3, math.inf),
     disagreement=('standard deviation between the other reward models', 'ratio', 0., 1.5))
 
-# %% ../../nbs/reference/detectors.ipynb #3e7c80bc
+# %% ../../nbs/reference/detectors.ipynb #b5f3eafb
 def _change(kind, first, now): return now-first if kind=='difference' else now/first if first else math.inf if now else 1.
 
 def reward_alarms(
@@ -98,7 +98,7 @@ def reward_alarms(
                 break
     return found
 
-# %% ../../nbs/reference/detectors.ipynb #c7fc2b9a
+# %% ../../nbs/reference/detectors.ipynb #8e72884a
 class RewardAlarm(Callback):
     "After the answers of each round: add their measures to `learn.rollouts.history`, and warn when a detector fires"
     order = Rollouts.order+1

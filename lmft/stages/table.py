@@ -30,7 +30,7 @@ from .extraction import EntityF1, entity_f1, ner_dls, predict_tags, tags_of
 from .questions import answer_questions, qa_dls, qa_prompt, squad_scores, usable_questions, write_answers
 from .classification import class_loss, class_metrics, class_weights as weights_of, config_for, label_config
 from .finetuning import classify_dls, tune_learner
-from .kto import LabelledDL, kto_from_dls, labelled_examples, labelled_records
+from .kto import LabelledDL, kto_from_dls, kto_examples, labelled_records
 from .pairs import PairDL, RewardDL, answer_pair, pair_dls, pair_examples, reward_pair
 from .preference_losses import without_reference
 from .preferences import dpo_from_dls, reward_from_dls
@@ -272,7 +272,7 @@ _answers = *_pairs, {'prompt', 'completion', 'label'}, {'messages', 'label'}
 
 def _labelled_sets(train, valid, tok, report, seq_len):
     "Examples of labelled answers of each set; a pair is two of them"
-    sets = [labelled_examples(labelled_records(_one_ranking(rs)), tok, seq_len, report.on_bad, report.bad) for rs in (train, valid)]
+    sets = [kto_examples(labelled_records(_one_ranking(rs)), tok, seq_len, report.on_bad, report.bad) for rs in (train, valid)]
     report.counts |= dict(answers=len(sets[0][0]), left_out_too_long=sum(long for _,long in sets))
     return [exs for exs,_ in sets]
 

@@ -11,7 +11,7 @@ Docs: https://lmft-org.github.io/lmft/reference/tools.html.md"""
 # %% auto #0
 __all__ = ['calculate', 'tool_schemas', 'plain_calls', 'json_calls', 'tool_results', 'environment_ids', 'tool_rollouts']
 
-# %% ../../nbs/reference/tools.ipynb #96e539ee
+# %% ../../nbs/reference/tools.ipynb #0a188fbe
 import ast, inspect, json, operator, re
 
 from ..core import LmftError
@@ -25,7 +25,7 @@ from ..generation import answer_text, encode_prompt, sample_ids, sampling_config
 from ..models.loading import stop_ids
 from ..models.parts import max_positions
 
-# %% ../../nbs/reference/tools.ipynb #bfd76c32
+# %% ../../nbs/reference/tools.ipynb #143db13f
 _operations = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 
 def _value(node):
@@ -42,7 +42,7 @@ def calculate(
     if len(expression)>100: raise ValueError('the expression is too long')
     return str(_value(ast.parse(expression.strip(), mode='eval').body))
 
-# %% ../../nbs/reference/tools.ipynb #bf492338
+# %% ../../nbs/reference/tools.ipynb #29a46254
 def tool_schemas(
     tools:dict,  # Name → function of texts that returns a text
 ) -> list:
@@ -53,7 +53,7 @@ def tool_schemas(
         return dict(type='function', function=dict(name=name, description=inspect.getdoc(f) or '', parameters=parameters))
     return [one(*t) for t in tools.items()]
 
-# %% ../../nbs/reference/tools.ipynb #3384b492
+# %% ../../nbs/reference/tools.ipynb #4ca1f07b
 def plain_calls(
     text:str,    # A turn of the model
     tools:dict,  # Name → function
@@ -66,7 +66,7 @@ def plain_calls(
     if name in tools and len(words)!=len(names): raise ValueError(f"{name} takes {', '.join(names) or 'nothing'}")
     return [(name, dict(zip(names, words)))]
 
-# %% ../../nbs/reference/tools.ipynb #c55f4b78
+# %% ../../nbs/reference/tools.ipynb #ed9bf62f
 def json_calls(
     text:str,    # A turn of the model
     tools:dict,  # Name → function
@@ -78,7 +78,7 @@ def json_calls(
             raise ValueError('a call has a name and arguments')
     return [(c['name'], {k: str(v) for k,v in c['arguments'].items()}) for c in found]
 
-# %% ../../nbs/reference/tools.ipynb #bee3849f
+# %% ../../nbs/reference/tools.ipynb #81dfb06a
 def tool_results(
     text:str,           # A turn of the model
     tools:dict,         # Name → function
@@ -93,7 +93,7 @@ def tool_results(
     except ValueError as e: return [f'error: {e}']
     return [run(*c) for c in calls]
 
-# %% ../../nbs/reference/tools.ipynb #b9dfe71b
+# %% ../../nbs/reference/tools.ipynb #dbe2e01a
 def environment_ids(
     results:list,  # Results of the calls of a turn
     tok,           # Tokenizer with a chat template
@@ -106,12 +106,14 @@ def environment_ids(
     if stops_of(tok).call: said['tool_calls'] = [dict(id=i, type='function', function=dict(name=n, arguments={})) for n,i in names]
     before = [dict(role='user', content='x'), said]
     told = [dict(role='tool', content=r, name=n, tool_call_id=i) for r,(n,i) in zip(results, names)]
-    ids = chat_examples(before, tok, tools=schemas, turns='last')[-1]['input_ids'].tolist()
+    ex = chat_examples(before, tok, tools=schemas, turns='last')[-1]
+    ids = ex['input_ids'][:(ex['labels']!=-100).nonzero()[-1]+1].tolist()                        # up to the stop token
     whole = encode_prompt(dict(messages=before+told, tools=schemas), tok)
-    if whole[:len(ids)]!=ids: raise LmftError('the chat template writes a call in another way once its result follows; take another template')
-    return whole[len(ids):]
+    ends = [i+1 for i,t in enumerate(whole) if t==ids[-1]]                                       # after the call: as many as in `ids`
+    if len(ends)<ids.count(ids[-1]): raise LmftError('the chat template ends a call in another way once its result follows; take another template')
+    return whole[ends[ids.count(ids[-1])-1]:]
 
-# %% ../../nbs/reference/tools.ipynb #c785671f
+# %% ../../nbs/reference/tools.ipynb #58fdd6ca
 def _say(model, tok, talks, max_new_tokens, stops):
     "Sample the next turn of each conversation"
     config = sampling_config(model, tok, max(len(t['ids']) for t in talks), max_new_tokens, temperature=1.)
@@ -120,7 +122,7 @@ def _say(model, tok, talks, max_new_tokens, stops):
         own = ids if end is None else ids[:end+1]
         t |= dict(answer=answer_text(t['ids'], own, tok, stops, False), ended=end is not None, ids=t['ids']+own, labels=t['labels']+own)
 
-# %% ../../nbs/reference/tools.ipynb #1da7e1a6
+# %% ../../nbs/reference/tools.ipynb #65d011b2
 def _begun(prompt, tok, schemas):
     "A conversation before its first turn"
     messages,_ = messages_and_tools(as_asked(prompt, tok))
@@ -128,7 +130,7 @@ def _begun(prompt, tok, schemas):
     ids = encode_prompt(dict(messages=messages, tools=schemas), tok)
     return dict(prompt=prompt, ids=ids, labels=[-100]*len(ids), calls=[])
 
-# %% ../../nbs/reference/tools.ipynb #0ce74ac8
+# %% ../../nbs/reference/tools.ipynb #f36eeb58
 def tool_rollouts(
     tools:dict,        # Name → function of texts that returns a text
     max_turns:int=4,   # Maximum number of turns of the model, the answer included
@@ -147,6 +149,7 @@ def tool_rollouts(
         return t['ended']
     def sample(model, tok, prompts, max_new_tokens=16, bs=64):
         talks,stops = [_begun(p, tok, schemas) for p in prompts],stop_ids(model, tok)
+        if 'xyzzy' not in tok.decode(environment_ids(['xyzzy'], tok, schemas)): raise LmftError('the chat template leaves out what tools return; take another')
         room,going = (max_positions(model) or float('inf'))-max_new_tokens,talks
         for turn in range(max_turns):
             for i in range(0, len(going), bs): _say(model, tok, going[i:i+bs], max_new_tokens, stops)
