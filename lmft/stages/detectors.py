@@ -12,7 +12,7 @@ Docs: https://lmft-org.github.io/lmft/reference/detectors.html.md"""
 # %% auto #0
 __all__ = ['detectors', 'repetition', 'sameness', 'copied', 'second_opinion', 'answer_measures', 'reward_alarms', 'RewardAlarm']
 
-# %% ../../nbs/reference/detectors.ipynb #ce1b0eff
+# %% ../../nbs/reference/detectors.ipynb #fd10af56
 import math, re
 
 from ..core import say_once
@@ -23,7 +23,7 @@ from .ppo import Rollouts
 from .rankings import last_turn
 from .rewards import rewards_of
 
-# %% ../../nbs/reference/detectors.ipynb #1015fdd9
+# %% ../../nbs/reference/detectors.ipynb #9549a049
 def _words(text): return re.findall(r'\w+', text.lower())
 def _pairs(text): return [*zip(_words(text), _words(text)[1:])]
 def _repeated(pairs): return 1-len({*pairs})/len(pairs) if pairs else 0.
@@ -35,20 +35,23 @@ def repetition(
     "Mean share of an answer's word pairs that repeat a pair of the same answer"
     return _mean([_repeated(_pairs(a)) for a in answers])
 
+# %% ../../nbs/reference/detectors.ipynb #d3c0352f
 def sameness(
     answers:list,  # str
 ) -> float:
     "Share of all word pairs that repeat a pair of this or another answer"
     return _repeated([p for a in answers for p in _pairs(a)])
 
+# %% ../../nbs/reference/detectors.ipynb #1db3ba24
 def copied(
-    prompts:list,  # Strings, or lists of messages
+    prompts:list,  # Strings, or lists of messages, of which the last one counts
     answers:list,  # str
 ) -> float:
-    "Mean share of the words of a prompt that stand in its answer; of messages the last one counts"
-    return _mean([len({*p}&{*_words(a)})/max(1, len({*p})) for p,a in zip((_words(last_turn(p)) for p in prompts), answers)])
+    "Mean share of the words of a prompt that stand in its answer"
+    asked = [{*_words(last_turn(p))} for p in prompts]
+    return _mean([len(p&{*_words(a)})/max(1, len(p)) for p,a in zip(asked, answers)])
 
-# %% ../../nbs/reference/detectors.ipynb #5fcced1b
+# %% ../../nbs/reference/detectors.ipynb #c796f888
 def second_opinion(
     others:list,   # Rewards as in `rewards_of`, on one scale
     prompts:list,
@@ -59,7 +62,7 @@ def second_opinion(
     scores = torch.tensor([rewards_of(f, prompts, answers, records) for f in others])
     return dict(opinion=scores.mean().item(), disagreement=scores.std(0, correction=0).mean().item())
 
-# %% ../../nbs/reference/detectors.ipynb #71f9cfed
+# %% ../../nbs/reference/detectors.ipynb #3fd925df
 def answer_measures(
     rollouts:list,  # Rollouts of a round
     others=(),      # Other rewards for a second opinion
@@ -69,20 +72,20 @@ def answer_measures(
     found = dict(repetition=repetition(answers), sameness=sameness(answers), copied=copied(prompts, answers))
     return found | (second_opinion(others, prompts, answers, records) if others else {})
 
-# %% ../../nbs/reference/detectors.ipynb #fbb3779c
+# %% ../../nbs/reference/detectors.ipynb #310cebea
 # Measure → (what it is, 'ratio' or 'difference' to the first round, low, high)
 detectors = dict(
     kl=('KL from the reference (nats an answer)', 'difference', -math.inf, 6.),
     entropy=('entropy (nats a token)', 'ratio', .4, 1.8),
-    length=('length of answers (tokens)', 'ratio', .5, 1.5),
+    length=('length of answers (tokens)', 'ratio', .5, 1.3),
     ended=('share of answers that end', 'difference', -.2, math.inf),
     repetition=('share of word pairs that repeat one of the same answer', 'difference', -math.inf, .05),
-    sameness=('share of word pairs that repeat one of any answer', 'difference', -math.inf, .3),
-    copied=("share of the prompt's words in the answer", 'difference', -math.inf, .15),
-    opinion=('mean score by the other reward models', 'difference', -.3, math.inf),
+    sameness=('share of word pairs that repeat one of any answer', 'difference', -math.inf, .4),
+    copied=("share of the prompt's words in the answer", 'difference', -math.inf, .08),
+    opinion=('mean score by the other reward models', 'difference', -.15, math.inf),
     disagreement=('standard deviation between the other reward models', 'ratio', 0., 1.5))
 
-# %% ../../nbs/reference/detectors.ipynb #b5f3eafb
+# %% ../../nbs/reference/detectors.ipynb #2797337d
 def _change(kind, first, now): return now-first if kind=='difference' else now/first if first else math.inf if now else 1.
 
 def reward_alarms(
@@ -98,7 +101,7 @@ def reward_alarms(
                 break
     return found
 
-# %% ../../nbs/reference/detectors.ipynb #8e72884a
+# %% ../../nbs/reference/detectors.ipynb #ff213455
 class RewardAlarm(Callback):
     "After the answers of each round: add their measures to `learn.rollouts.history`, and warn when a detector fires"
     order = Rollouts.order+1

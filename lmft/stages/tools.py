@@ -11,7 +11,7 @@ Docs: https://lmft-org.github.io/lmft/reference/tools.html.md"""
 # %% auto #0
 __all__ = ['calculate', 'tool_schemas', 'plain_calls', 'json_calls', 'tool_results', 'environment_ids', 'tool_rollouts']
 
-# %% ../../nbs/reference/tools.ipynb #0a188fbe
+# %% ../../nbs/reference/tools.ipynb #b434b51f
 import ast, inspect, json, operator, re
 
 from ..core import LmftError
@@ -25,7 +25,7 @@ from ..generation import answer_text, encode_prompt, sample_ids, sampling_config
 from ..models.loading import stop_ids
 from ..models.parts import max_positions
 
-# %% ../../nbs/reference/tools.ipynb #143db13f
+# %% ../../nbs/reference/tools.ipynb #47bb89e6
 _operations = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 
 def _value(node):
@@ -42,7 +42,7 @@ def calculate(
     if len(expression)>100: raise ValueError('the expression is too long')
     return str(_value(ast.parse(expression.strip(), mode='eval').body))
 
-# %% ../../nbs/reference/tools.ipynb #29a46254
+# %% ../../nbs/reference/tools.ipynb #92ef9c9b
 def tool_schemas(
     tools:dict,  # Name → function of texts that returns a text
 ) -> list:
@@ -53,7 +53,7 @@ def tool_schemas(
         return dict(type='function', function=dict(name=name, description=inspect.getdoc(f) or '', parameters=parameters))
     return [one(*t) for t in tools.items()]
 
-# %% ../../nbs/reference/tools.ipynb #4ca1f07b
+# %% ../../nbs/reference/tools.ipynb #b2c2025f
 def plain_calls(
     text:str,    # A turn of the model
     tools:dict,  # Name → function
@@ -66,19 +66,19 @@ def plain_calls(
     if name in tools and len(words)!=len(names): raise ValueError(f"{name} takes {', '.join(names) or 'nothing'}")
     return [(name, dict(zip(names, words)))]
 
-# %% ../../nbs/reference/tools.ipynb #ed9bf62f
+# %% ../../nbs/reference/tools.ipynb #99b712f9
 def json_calls(
     text:str,    # A turn of the model
     tools:dict,  # Name → function
 ) -> list:       # Of (name, arguments); empty if the turn is an answer
-    "The calls in a turn as `<tool_call>{\"name\": …, \"arguments\": {…}}</tool_call>`; raises `ValueError` if one cannot be read"
+    'The calls in a turn as `<tool_call>{"name": …, "arguments": {…}}</tool_call>`; raises `ValueError` if one cannot be read'
     found = [json.loads(t) for t in re.findall('<tool_call>(.*?)(?:</tool_call>|$)', text, re.S)]
     for c in found:
         if not isinstance(c, dict) or not isinstance(c.get('name'), str) or not isinstance(c.get('arguments'), dict):
             raise ValueError('a call has a name and arguments')
     return [(c['name'], {k: str(v) for k,v in c['arguments'].items()}) for c in found]
 
-# %% ../../nbs/reference/tools.ipynb #81dfb06a
+# %% ../../nbs/reference/tools.ipynb #42f46cd2
 def tool_results(
     text:str,           # A turn of the model
     tools:dict,         # Name → function
@@ -93,7 +93,7 @@ def tool_results(
     except ValueError as e: return [f'error: {e}']
     return [run(*c) for c in calls]
 
-# %% ../../nbs/reference/tools.ipynb #dbe2e01a
+# %% ../../nbs/reference/tools.ipynb #0c082ffd
 def environment_ids(
     results:list,  # Results of the calls of a turn
     tok,           # Tokenizer with a chat template
@@ -113,7 +113,7 @@ def environment_ids(
     if len(ends)<ids.count(ids[-1]): raise LmftError('the chat template ends a call in another way once its result follows; take another template')
     return whole[ends[ids.count(ids[-1])-1]:]
 
-# %% ../../nbs/reference/tools.ipynb #58fdd6ca
+# %% ../../nbs/reference/tools.ipynb #2d149cf2
 def _say(model, tok, talks, max_new_tokens, stops):
     "Sample the next turn of each conversation"
     config = sampling_config(model, tok, max(len(t['ids']) for t in talks), max_new_tokens, temperature=1.)
@@ -122,7 +122,7 @@ def _say(model, tok, talks, max_new_tokens, stops):
         own = ids if end is None else ids[:end+1]
         t |= dict(answer=answer_text(t['ids'], own, tok, stops, False), ended=end is not None, ids=t['ids']+own, labels=t['labels']+own)
 
-# %% ../../nbs/reference/tools.ipynb #65d011b2
+# %% ../../nbs/reference/tools.ipynb #9b0281e9
 def _begun(prompt, tok, schemas):
     "A conversation before its first turn"
     messages,_ = messages_and_tools(as_asked(prompt, tok))
@@ -130,7 +130,7 @@ def _begun(prompt, tok, schemas):
     ids = encode_prompt(dict(messages=messages, tools=schemas), tok)
     return dict(prompt=prompt, ids=ids, labels=[-100]*len(ids), calls=[])
 
-# %% ../../nbs/reference/tools.ipynb #f36eeb58
+# %% ../../nbs/reference/tools.ipynb #a3d462c9
 def tool_rollouts(
     tools:dict,        # Name → function of texts that returns a text
     max_turns:int=4,   # Maximum number of turns of the model, the answer included
@@ -149,11 +149,12 @@ def tool_rollouts(
         return t['ended']
     def sample(model, tok, prompts, max_new_tokens=16, bs=64):
         talks,stops = [_begun(p, tok, schemas) for p in prompts],stop_ids(model, tok)
-        if 'xyzzy' not in tok.decode(environment_ids(['xyzzy'], tok, schemas)): raise LmftError('the chat template leaves out what tools return; take another')
+        if 'xyzzy' not in tok.decode(environment_ids(['xyzzy'], tok, schemas)):
+            raise LmftError('the chat template leaves out what tools return; take another')
         room,going = (max_positions(model) or float('inf'))-max_new_tokens,talks
         for turn in range(max_turns):
             for i in range(0, len(going), bs): _say(model, tok, going[i:i+bs], max_new_tokens, stops)
             going = [t for t in going if _answered(t, turn, tok, room)]
-        return [dict(input_ids=torch.tensor(t['ids']), labels=torch.tensor(t['labels']), **{k: t[k] for k in ('prompt', 'answer', 'ended', 'calls')})
-                for t in talks]
+        kept = 'prompt', 'answer', 'ended', 'calls'
+        return [dict(input_ids=torch.tensor(t['ids']), labels=torch.tensor(t['labels']), **{k: t[k] for k in kept}) for t in talks]
     return sample
