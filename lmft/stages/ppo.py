@@ -17,7 +17,7 @@ import copy, math, random
 from contextlib import nullcontext
 from functools import partial
 
-from ..core import LmftError, pick_device
+from ..core import LmftError, pick_device, say_once
 import torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
@@ -104,6 +104,7 @@ class Rollouts(Callback):
         sample=sample_rollouts, # Function that samples answers, such as one that calls tools
     ):
         store_attr()
+        self.same = 0.
         self.length_norm = length_norm or usual_length_norm.get(advantage, 'constant')
         self.history = []
     def prompts_of(self, i):
@@ -129,6 +130,7 @@ def sample_round(self:Rollouts,
     self._measure(rollouts)
     self._estimate(rollouts)
     parts = {f'reward_{k}': v for k,v in getattr(self.reward, 'means', {}).items()}
+    if self.group>1: parts['same_reward'] = self.same
     self.history.append(_metrics(rollouts) | parts)
     return rollouts
 
@@ -166,6 +168,10 @@ def _estimate(self:Rollouts, rollouts):
     if self.advantage=='distill':                                                        # each token is paid by the teacher
         for r in rollouts: r |= dict(advantages=r['ref_logps']-r['logps'], returns=r['values'])
         return
+    scores = torch.tensor([r['reward'] for r in rollouts]).view(-1, self.group)
+    self.same = (scores.amax(1)==scores.amin(1)).float().mean().item()                      # groups that teach nothing
+    if self.same==1 and self.group>1: say_once('all answers to each prompt have the same reward, so this round teaches nothing; look at samples '
+                                               'in learn.rollouts.history, and start from a model that is sometimes right')
     rewards = torch.tensor([r['reward']-beta*k.sum().item() for r,k in zip(rollouts, kls)])
     a = group_advantages(self.advantage, rewards.view(-1, self.group)).flatten()
     for r,x in zip(rollouts, a): r |= dict(advantages=x.repeat(len(r['logps'])), returns=r['values'])
