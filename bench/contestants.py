@@ -85,6 +85,7 @@ GRPO = dict(rounds=10, n=32, group=4, tokens=48)                # answers of a r
 
 def lmft_grpo(folder):
     "GRPO as published: the KL in the loss, one update a round"
+    from fastai.callback.core import Callback
     from lmft.data.tokenizers import load_tokenizer
     from lmft.stages.ppo import ppo_from_prompts
     tok,g = load_tokenizer(folder/'dpo'),GRPO
@@ -92,7 +93,11 @@ def lmft_grpo(folder):
     def train():
         learn = ppo_from_prompts(llama(256, 4096), tok, prompts, vowels, 'full', n=g['n'], group=g['group'], bs=g['n'], num_ppo_epochs=1, lr=1e-4,
                                  advantage='grpo', kl_in='loss', kl_estimator='k3', max_new_tokens=g['tokens'], missing_eos_penalty=0.)
-        with learn.no_bar(), learn.no_logging(): seconds = timed(lambda: learn.fit_cos(g['rounds']))
+        class Clock(Callback):
+            def after_epoch(self): self.at = time.perf_counter(),time.process_time()
+        start,clock = (time.perf_counter(),time.process_time()),Clock()
+        with learn.no_bar(), learn.no_logging(): learn.fit_cos(g['rounds'], cbs=clock)           # at its end the first prompts are answered again: no step
+        seconds,timed.cpu = (a-b for a,b in zip(clock.at, start))
         return g['rounds']*g['n'], seconds, dict(length=learn.rollouts.history[0]['length'])
     return train
 
@@ -150,7 +155,7 @@ def trl_sft(folder, **more):
 
 attention = 'q_proj','k_proj','v_proj','o_proj'
 
-def trl_dpo(folder, method):
+def trl_dpo(folder, method, **more):
     "The reference's log-probabilities are computed beforehand, TRL's fastest way, and not timed; lmft's neither"
     from datasets import Dataset
     from peft import LoraConfig
@@ -160,7 +165,7 @@ def trl_dpo(folder, method):
     rows = Dataset.from_list([turns(r) for r in read_pairs(folder)])
     lora = LoraConfig(r=8, lora_alpha=16, target_modules=list(attention), task_type='CAUSAL_LM') if method=='lora' else None
     def train():
-        args = hf_args(8, DPOConfig, num_train_epochs=1, max_length=None, precompute_ref_log_probs=True, precompute_ref_batch_size=8)
+        args = hf_args(8, DPOConfig, num_train_epochs=1, max_length=None, precompute_ref_log_probs=True, precompute_ref_batch_size=8, **more)
         trainer = DPOTrainer(llama(256, 4096), args=args, train_dataset=rows, processing_class=tok, peft_config=lora)
         return len(rows), timed(trainer.train)
     return train
@@ -224,7 +229,8 @@ def big_vocabulary(folder, way):
 
 def of(f, *args, **kwargs): return lambda folder: f(folder, *args, **kwargs)
 def on_blocks(size): return {'lmft': of(lmft_blocks, **size), 'HF Trainer': of(hf_blocks, **size), 'raw loop': of(raw_blocks, **size)}
-def on_pairs(method): return {'lmft': of(lmft_dpo, method), 'TRL': of(trl_dpo, method)}
+def on_pairs(method): return {'lmft': of(lmft_dpo, method), 'TRL': of(trl_dpo, method),
+                              'TRL, by length': of(trl_dpo, method, train_sampling_strategy='group_by_length')}
 
 benches = {
     'a step of a 4x64 model': on_blocks(SMALL),
