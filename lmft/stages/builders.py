@@ -473,11 +473,12 @@ def _teacher(o, tok, precision, device):
         raise LmftError(f"{o['teacher']}: has other tokens than the model; distillation compares their probabilities token by token")
     return load_model(path, dtype='auto').to(device)
 
-def _reward_of(reward, device, hf, tok, records, max_new_tokens):
-    "The reward; that of a reward model in standard deviations of the model's own first answers"
-    if reward is None: return
-    score,by_model = (reward, False) if callable(reward) else parse_reward(reward, partial(load_reward, device=device))
-    if not by_model: return score
+def _reward_of(reward, device):
+    "The reward, and whether it is a reward model"
+    return (reward, False) if reward is None or callable(reward) else parse_reward(reward, partial(load_reward, device=device))
+
+def _scaled(score, hf, tok, records, max_new_tokens):
+    "The scores of a reward model in standard deviations of the model's own first answers"
     first = sample_rollouts(hf, tok, [as_asked(r['prompt'], tok) for r in records[:256]], max_new_tokens)
     return scaled_reward(score, [r['prompt'] for r in first], [r['answer'] for r in first])
 
@@ -500,13 +501,14 @@ def ppo_learner(
     report,device = Report(o['on_bad']),_device(o['device'])
     precision,records = pick_precision(o['precision'], device),_prompts(prompts, report)
     set_seed(o['seed'])
+    score,by_model = _reward_of(reward, device)
     tok,hf = open_model(model, s, None, tok, **_four_bit(o, model, device, precision))
     teacher = _teacher(o, tok, precision, device)
     records,hf = _usable(records, tok, hf, o['max_new_tokens'], report, reward),hf.to(device)
     group = o['group'] or (1 if o['advantage'] in ('gae', 'mean', 'distill') else 4)
     o |= dict(group=group, n=o['n'] or min(64, len(records)*group)//group*group, lr=o['lr'] or stage_lr(s, hf, o['method']))
-    scores = _reward_of(reward, device, hf, tok, records, o['max_new_tokens'])
-    learn = s.learner(hf, tok, records, scores, o['method'], teacher, device=device, **{k: o[k] for k in _of_rollouts},
+    if by_model: score = _scaled(score, hf, tok, records, o['max_new_tokens'])
+    learn = s.learner(hf, tok, records, score, o['method'], teacher, device=device, **{k: o[k] for k in _of_rollouts},
                       method_options={k: o[k] for k in _lora if o[k]!=_lora[k]},
                       cbs=[*mixed_precision(precision), Processes(device), *L(cbs)])
     learn.add_cbs(loss_cbs(learn))
