@@ -16,11 +16,13 @@ __all__ = ['check_fields', 'read_data', 'model_dir', 'open_model', 'prepare', 's
 # %% ../../nbs/reference/builders.ipynb #d77bd732
 import ctypes, hashlib, inspect, json, os, re
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from ..check.doctor import checks, examine, reject
 from ..core import BadRecord, LmftError, dtypes, large_pages, pick_device, pick_precision, set_seed
 from ..data.loaders import LMDL
+from ..data.messages import as_asked
 from ..data.tokenizers import load_tokenizer, train_tokenizer
 from ..data.ondisk import records_on_disk
 from ..data.records import read_records, read_splits, records_from
@@ -33,7 +35,6 @@ from ..models.methods import check_method, merge_adapter
 from ..models.parts import base_of, max_positions, virtual_tokens
 from ..models.wrapper import choose_packing
 from . import defaults as options, interpretation as views
-from ..data.messages import as_asked
 from .preferences import reward_scores
 from .rlhf import sample_rollouts
 from .rewards import exact_answer, parse_reward, right_answers, scaled_reward, split_weight
@@ -46,14 +47,15 @@ from ..train.processes import Processes, join_processes
 from ..train.speed import loss_cbs
 import torch
 from fastai.data.core import DataLoaders
+from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
-from importlib.util import find_spec
+from .ppo import ppo_from_prompts
+from .prediction import predict_records
+
+# %% ../../nbs/reference/builders.ipynb #ee1e1e4d
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from peft import PeftModel
-from .ppo import ppo_from_prompts
-from fastcore.basics import patch
-from .prediction import predict_records
 
 # %% ../../nbs/reference/builders.ipynb #198a9b1e
 def _is_paths(data): return isinstance(data, (str, Path)) or data and isinstance(data, list) and isinstance(data[0], (str, Path))
@@ -431,7 +433,7 @@ def load_reward(
 def _prompts(data, report):
     "Records with a prompt, of anything that holds some: texts, conversations, or records"
     if not _is_paths(data) or isinstance(data, list) and not Path(data[0]).exists():
-        return [r if isinstance(r, dict) else dict(prompt=r) for r in data]
+        return [r if isinstance(r, dict) and 'prompt' in r else dict(prompt=r) for r in data]      # messages with tools are a prompt
     return list(_of_files(stages['ppo'], report)(data, report.on_bad, report.bad, None))
 
 def _usable(records, tok, model, max_new_tokens, report, reward):

@@ -233,6 +233,11 @@ def _policy(model, method, ref_model, method_options):
     return policy, ref_model and ref_model.requires_grad_(False)
 
 # %% ../../nbs/reference/ppo.ipynb #d9dd8087
+def _check_round(n, group, n_prompts):
+    "Reject a round that cannot be filled"
+    if n%group: raise LmftError(f'n is {n} answers of a round, which groups of {group} do not divide')
+    if n_prompts<n//group: raise LmftError(f'a round takes {n//group} prompts, but there are {n_prompts}; give more or lower n')
+
 def _check_rewarded(reward, ref_model, advantage, kl_in, estimator):
     "Reject what cannot teach"
     if kl_in not in ('reward', 'loss'): raise LmftError(f"kl_in is '{kl_in}'; use reward or loss")
@@ -274,8 +279,7 @@ def ppo_from_prompts(
     "A Learner whose epochs are rounds of sampling and updating; `learn.rollouts.history` has their metrics"
     group,advantage,kl_in = (kwargs.get(*k) for k in (('group', 1), ('advantage', 'gae'), ('kl_in', 'reward')))
     _check_rewarded(reward, ref_model, advantage, kl_in, kwargs.get('kl_estimator', 'k1'))
-    if n%group: raise LmftError(f'n is {n} answers of a round, which groups of {group} do not divide')
-    if len(prompts)<n//group: raise LmftError(f'a round takes {n//group} prompts, but there are {len(prompts)}; give more or lower n')
+    _check_round(n, group, len(prompts))
     device = device or pick_device()
     policy,ref_model = _policy(model.to(device), method, ref_model, method_options)
     records = [p if isinstance(p, dict) else {} for p in prompts]
@@ -289,6 +293,5 @@ def ppo_from_prompts(
     learn = lm_learner(_rollout_dls(tok, n, num_ppo_epochs, bs, n_acc, seed, device), ActorCritic(policy), loss,
                        metrics=[*figures, _clipped(clip, high)], lr=lr or usual_lr(policy, method)/2, wd=0.,
                        cbs=[NoDropout(), rollouts, *own, *L(cbs)])
-    learn.recorder.train_metrics = True
-    learn.recorder.valid_metrics = False
+    learn.recorder.train_metrics,learn.recorder.valid_metrics = True,False
     return learn
