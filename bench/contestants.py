@@ -167,6 +167,8 @@ def trl_dpo(folder, method, **more):
     def train():
         args = hf_args(8, DPOConfig, num_train_epochs=1, max_length=None, precompute_ref_log_probs=True, precompute_ref_batch_size=8, **more)
         trainer = DPOTrainer(llama(256, 4096), args=args, train_dataset=rows, processing_class=tok, peft_config=lora)
+        data = trainer.train_dataset                                     # transformers looks for `input_ids`, which pairs do not have
+        trainer.train_dataset = data.add_column('length', [max(len(r['chosen_ids']), len(r['rejected_ids'])) for r in data])
         return len(rows), timed(trainer.train)
     return train
 
@@ -230,7 +232,7 @@ def big_vocabulary(folder, way):
 def of(f, *args, **kwargs): return lambda folder: f(folder, *args, **kwargs)
 def on_blocks(size): return {'lmft': of(lmft_blocks, **size), 'HF Trainer': of(hf_blocks, **size), 'raw loop': of(raw_blocks, **size)}
 def on_pairs(method): return {'lmft': of(lmft_dpo, method), 'TRL': of(trl_dpo, method),
-                              'TRL, by length': of(trl_dpo, method, train_sampling_strategy='group_by_length')}
+                              'TRL, by length': of(trl_dpo, method, train_sampling_strategy='group_by_length', remove_unused_columns=False)}
 
 benches = {
     'a step of a 4x64 model': on_blocks(SMALL),

@@ -31,8 +31,10 @@ Modules:
 - `lmft.data.templates`: Write messages as text with any chat template; find out which form it expects and where an answer ends
 - `lmft.data.tokenizers`: A tokenizer of our own or of a checkpoint, its special tokens, and the bytes that each token stands for
 - `lmft.data.words`: What a word is, in one place: letters with their marks, and characters one by one where a script has no spaces
+- `lmft.evals.compare`: Is B better than A, or is it noise? The difference on the same records, its interval, and the smallest effect that would show
 - `lmft.evals.evaluation`: Scores on tasks that a model was not trained on: leaving out single tasks compared with leaving out whole clusters
 - `lmft.evals.folds`: A model for every cluster of tasks that is left out, and for every group of single tasks, each on equally much data
+- `lmft.evals.knowledge`: For each fact: known before, learned, kept, forgotten or invented. For the facts of the tiny world, or for your own
 - `lmft.evals.prompting`: Zero- and few-shot prompts, answers chosen by probability, and the effect of examples in a prompt
 - `lmft.evals.tasks`: Super-NaturalInstructions files as records of tasks, split by hash, with fingerprints that recognise a record
 - `lmft.generation`: Continue a text, answer a question, and compute how probable a given answer is

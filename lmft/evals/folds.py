@@ -26,6 +26,7 @@ from ..progress import progress
 
 from ..data.loaders import lm_dls
 from ..data.examples import sft_examples
+from .compare import compare_scores
 from .evaluation import evaluate, fit_tasks, mean_score, demonstrations
 from .prompting import few_shot
 from .tasks import fingerprints
@@ -216,7 +217,9 @@ def loco(
 # %% ../../nbs/reference/folds.ipynb #8fb23bb6
 def column_means(
     table,    # From `loco`
-) -> dict:    # base_mean, base_mean_se, …
-    "Mean over tasks of each column, with its standard error"
+) -> dict:    # base_mean, base_mean_se, …, loto_minus_loco and its interval and p
+    "Mean over tasks of each column, with its standard error; and how much the usual method overstates, compared by cluster"
     pairs = {c: mean_score(table[c], table[f'{c}_se']) for c in columns}
-    return {f'{c}_mean{end}': v for c,both in pairs.items() for end,v in zip(('', '_se'), both)}
+    more = compare_scores(table['loco'], table['loto'], table['cluster'], over='tasks')
+    return {f'{c}_mean{end}': v for c,both in pairs.items() for end,v in zip(('', '_se'), both)} | dict(
+        loto_minus_loco=more.difference, loto_minus_loco_low=more.low, loto_minus_loco_high=more.high, loto_minus_loco_p=more.p)
