@@ -240,7 +240,7 @@ def _fold_log(out, precision):
 def leave_clusters_out(
     tasks:list[str],     # Super-NaturalInstructions task files or their folders
     model:str,           # folder of a run, model or adapter, hub name, file.gguf, or pkg:NAME
-    out:str,             # folder that gets loco.csv, loco.png, metrics.json and the finished folds
+    out:str,             # folder that gets loco.csv, loco.png, report.html, metrics.json and the finished folds
     shots:int=2,         # few-shot demonstrations in the prompts of the column few_shot
     method:str='full',   # full, head, last:N, lora[:R], prefix[:N], prompt[:N], seq_adapter[:R] or par_adapter[:R]
     max_steps:int=200,   # optimiser steps of a fold
@@ -250,7 +250,7 @@ def leave_clusters_out(
     precision:PrecisionName='auto',  # of the matrix products
     resume:bool=False,   # continue a run that was interrupted, after its finished folds
     **kwargs
-) -> dict:               # base_mean, few_shot_mean, loto_mean, loco_mean, all_mean
+) -> dict:               # base_mean, few_shot_mean, loto_mean, loco_mean, all_mean, loto_minus_loco with its interval and p
     "Leave one cluster of tasks out, and one task of each cluster, and score what was left out"
     o = checked(leave_clusters_out, locals(), 'loco')
     device = lm.pick_device(o['device'])
@@ -271,6 +271,7 @@ def leave_clusters_out(
         table = lm.loco(lambda: lm.load_model(path).to(device), tok, train, test, out, shots, seq_len, o['chat'],
                         o['max_new_tokens'], o['seed'], _fold_log(out, precision), method=method, steps=max_steps, lr=lr, bs=bs)
         lm.plot_bars(table, lm.columns, out/'loco.png')
+        with lm.atomic_write(out/'report.html') as f: f.write(str(lm.loco_report(table, train+test)))
         return lm.write_metrics(o, out, lm.column_means(table) | dict(left_out_too_long=long), bad)
 
 # %% ../nbs/reference/commands.ipynb #98a9387e

@@ -37,6 +37,7 @@ from .stages.finetuning import classify_dls, predict_labels, tune_learner
 from .stages.classification import label_config, labels_of
 from .generation import generate
 from .evals.evaluation import mean_score, standard_error
+from .evals.compare import compare_scores
 from .evals.folds import columns, loco
 from .evals.tasks import split_tasks
 from .stages.instructions import answers, question_rows, tune_chat, tune_on
@@ -468,11 +469,11 @@ def _reading(t):
                more='learn/extraction.html')
 
 # %% ../nbs/reference/tour.ipynb #3963a518
-def _verdict(gain, se, what, than):
-    "A sentence on a difference, chosen by its sign and its standard error"
-    sure = f'{100*gain:+.1f} ± {100*se:.1f} points'
-    if abs(gain)<=2*se or not gain: return f'{what} make no clear difference ({sure}, within two standard errors).'
-    return f"{what} do {'better' if gain>0 else 'worse'} than {than} ({sure})."
+def _verdict(found, what, than):
+    "A sentence on a paired comparison"
+    sure = f'{100*found.difference:+.1f} points, 95 % interval {100*found.low:+.1f} to {100*found.high:+.1f}'
+    if found.verdict=='no difference shown': return f'{what} make no clear difference ({sure}).'
+    return f'{what} do {found.verdict} than {than} ({sure}).'
 
 @tour_stage
 def _prompting(t):
@@ -485,8 +486,7 @@ def _prompting(t):
         right = t.metrics[f'prompt_{k}_shots'] = sum(grades[k])/n
         rows.append({'demonstrations': k, 'right': _share(right, n), 'most frequent answer': usual,
                      'given to': _share(said.count(usual)/n, n)})
-    gains = [b-a for a,b in zip(grades[0], grades[4])]
-    verdict = _verdict(sum(gains)/n, standard_error(gains), 'Four demonstrations', 'none')
+    verdict = _verdict(compare_scores(grades[0], grades[4]), 'Four demonstrations', 'none')
     shares = [sum(g)/n for g in grades.values()]
     t.compare('opinions, by prompt alone: none, then four demonstrations', *((x, _se(x, n)) for x in shares))
     guess = 'This is more than guessing, which is right on half.' if sum(grades[4])>.6*n else \
@@ -540,7 +540,7 @@ def _leaving_out(t):
     t.metrics |= {f'tasks_{c}': v for c,(v,_) in mean.items()}
     t.compare('eight tasks, mean score: not tuned, then tuned on all', mean['base'], mean['all'])
     shown = [(r['task'].replace('_', ' '), *(_share(r[c], r['n']) for c in columns)) for r in table.to_dict('records')]
-    help_ = _verdict(mean['loto'][0]-mean['loco'][0], math.hypot(mean['loto'][1], mean['loco'][1]),
+    help_ = _verdict(compare_scores(table['loco'], table['loto'], table['cluster'], over='tasks'),
                      'On a task that is left out, models tuned on its sibling task', 'models tuned without the cluster')
     t.page.add('Leaving tasks and clusters out', f'Does tuning help with a task that was not in training? {len(table)} '
                'tasks, two of a kind, make four clusters. One model is tuned on the rest for each task and each '

@@ -25,7 +25,7 @@ from filelock import FileLock
 
 from ..data import examples, loaders, tokenizers, words
 from ..data.loaders import clm_dls, make_batch
-from ..data.tokenizers import load_tokenizer, train_tokenizer
+from ..data.tokenizers import bos_ids, load_tokenizer, train_tokenizer
 from ..data.ondisk import cache_dir
 from ..generation import evaluating
 from ..models import loading, wrapper
@@ -62,6 +62,7 @@ def cloze_tokens(
     shift = wrapped.causal
     def example(before, words, after):
         b,w,a = tok([before, words, after], add_special_tokens=False, verbose=False).input_ids
+        b = bos_ids(tok)+b if shift else b
         if shift: ids,at = b+w,len(b)
         else: ids,at = [tok.cls_token_id]+b+[tok.mask_token_id]*len(w)+a+[tok.sep_token_id],len(b)+1
         labels = torch.full((len(ids),), -100)
