@@ -20,7 +20,7 @@ import torch
 from fastai.callback.core import Callback
 
 from .ppo import Rollouts
-from .rankings import last_turn
+from ..data.messages import last_turn
 from .rewards import rewards_of
 
 # %% ../../nbs/reference/detectors.ipynb #9549a049

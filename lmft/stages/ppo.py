@@ -36,7 +36,7 @@ from ..models.wrapper import HFModel
 from ..train.learner import SumMetric, lm_learner, token_loss
 from .advantages import group_advantages, kl_estimators, length_weights, usual_clip_high, usual_length_norm
 from .pairs import NoDropout
-from .rankings import last_turn
+from ..data.messages import last_turn
 from .rewards import rewards_of
 from .rlhf import gae, kl_rewards, ppo_loss, sample_rollouts, token_stats, whiten
 

@@ -10,7 +10,7 @@ Docs: https://lmft-org.github.io/lmft/reference/rankings.html.md"""
 
 # %% auto #0
 __all__ = ['parse_ranking', 'write_ranking', 'answers_key', 'shared_raters', 'rankings_to_pairs', 'split_by_prompt', 'win_rate',
-           'collect', 'last_turn', 'rank_by', 'by_hand', 'RankingWidget']
+           'collect', 'rank_by', 'by_hand', 'RankingWidget']
 
 # %% ../../nbs/reference/rankings.ipynb #ac04be28
 import json, re
@@ -20,7 +20,7 @@ from ..core import BadRecord, LmftError, write_jsonl
 from fastcore.basics import patch
 from IPython.display import display
 
-from ..data.messages import as_asked
+from ..data.messages import as_asked, last_turn
 from ..data.records import read_records
 from ..data.splits import split_records
 from ..generation import generate
@@ -133,13 +133,6 @@ def collect(
     texts = [t.strip() for t in generate(model, tok, repeated, max_new_tokens, temperature=temperature, **kwargs)]
     different = [list(dict.fromkeys(texts[i:i+n])) for i in range(0, len(texts), n)]
     return [dict(prompt=p, responses=rs) for p,rs in zip(prompts, different) if len(rs)>1]
-
-# %% ../../nbs/reference/rankings.ipynb #1b19315d
-def last_turn(
-    prompt,  # str or list of messages
-) -> str:
-    "The text to be answered: the prompt, or the last turn of a conversation"
-    return prompt if isinstance(prompt, str) else prompt[-1]['content']
 
 # %% ../../nbs/reference/rankings.ipynb #6492c22e
 def rank_by(

@@ -26,7 +26,7 @@ from fastai.torch_core import num_distrib
 from fastcore.basics import patch
 from IPython.display import display
 
-from ..data.messages import messages_and_tools
+from ..data.messages import last_turn
 from ..generation import generate
 from ..models.parts import base_of, blocks_of, head_of, new_modules, virtual_tokens
 
@@ -297,7 +297,7 @@ class SampleText(Callback):
     def _sample(self, step):
         if self.samples and self.samples[-1]['step']==step: return                      # a skipped epoch
         texts = generate(self.model.hf, self.tok, self.prompts, max_new_tokens=self.max_new_tokens)
-        asked = [p if isinstance(p, str) else p[-1]['content'] for p,_ in map(messages_and_tools, self.prompts)]
+        asked = [*map(last_turn, self.prompts)]
         self.samples += [dict(step=step, prompt=p, text=t) for p,t in zip(asked, texts)]
         for s in self.sinks: s.samples(self.samples)
     def show(self):
