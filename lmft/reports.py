@@ -10,6 +10,7 @@ Docs: https://lmft-org.github.io/lmft/reference/reports.html.md"""
 __all__ = ['loco_report']
 
 # %% ../nbs/reference/reports.ipynb #66fe1ebf
+import pandas as pd
 from matplotlib.figure import Figure
 
 from .evals.compare import compare_scores
@@ -42,16 +43,18 @@ def loco_report(
     page,more = Page('Tasks and clusters left out'),compare_scores(table['loco'], table['loto'], table['cluster'], over='tasks')
     mean = {c: mean_score(table[c], table[f'{c}_se']) for c in columns}
     def pm(c): return f'{mean[c][0]:.2f} ± {mean[c][1]:.2f}'
-    page.open(f"{len(table)} tasks in {table['cluster'].nunique()} clusters. Mean scores: {', '.join(f'{_titles[c]} {pm(c)}' for c in columns)}. "
+    page.open(f"{len(table)} tasks in {table['cluster'].nunique()} clusters. Mean scores: {'; '.join(f'{_titles[c]} {pm(c)}' for c in columns)}. "
               f'Leaving out a task and keeping its cluster, instead of leaving out the whole cluster, changes the score by {more.difference:+.2f} '
               f'(95 % interval {more.low:+.2f} to {more.high:+.2f}, clusters as units: {more.verdict}).')
+    whole = pd.DataFrame([dict(task=f'mean of {len(table)} tasks') | {k: v for c in columns for k,v in ((c, mean[c][0]), (f'{c}_se', mean[c][1]))}])
+    page.add('All tasks', (_chart(whole), 'Each task has the same weight.'), result=f"Tuned on all tasks {mean['all'][0]:.2f}, not tuned {mean['base'][0]:.2f}")
     for name,part in table.groupby('cluster', sort=False):
-        got = ', '.join(f'{_titles[c]} {part[c].mean():.2f}' for c in columns)
-        page.add(name, (_chart(part), f"Scores with standard errors, {part['n'].min()} or more records of each task. Means: {got}."), result=got)
+        got = '; '.join(f'{_titles[c]} {part[c].mean():.2f}' for c in columns)
+        page.add(name, (_chart(part), f"Scores with standard errors, {part['n'].min()} or more records of each task."), result=got)
     leaks = find_leaks(rows)
     if leaks is not None and len(leaks): found = (leaks.round(2), 'Tasks of different clusters that share inputs, eight words in a row, or a source:')
     else: found = 'No two tasks of different clusters share an input, eight words in a row, or a source.'
     page.add('What tasks share', found, (plot_overlap(task_overlap(rows, 'ngrams')), 'Share of the records of a task that have eight words in a row in '
-             'common with another task.'), result=f'{0 if leaks is None else len(leaks)} pairs of tasks cross the clusters', more='reference/overlap.html')
+             'common with another task.'), result=f'Pairs of tasks that cross the clusters: {0 if leaks is None else len(leaks)}', more='reference/overlap.html')
     page.add('Which tasks are alike', (plot_tree(rows), 'Tasks that are joined at a small distance use similar words.'), more='reference/overlap.html')
     return page

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from chores import root
 
-floors = [{'core'}, {'data', 'world'}, {'models'}, {'generation'}, {'train'}, {'check'}, {'stages'}, {'evals'}, {'runs', 'tour'},
+floors = [{'core'}, {'data', 'world'}, {'models'}, {'generation'}, {'train'}, {'check'}, {'stages'}, {'evals'}, {'runs', 'tour', 'reports'},
           {'training', 'commands'}, {'cli'}]
 light = {'all', 'options', 'progress', 'stages.defaults'}                  # import nothing heavy; anybody may use them
 modules = sorted(p for p in (root/'lmft').rglob('*.py') if p.name not in ('__init__.py', '_modidx.py'))

@@ -80,6 +80,18 @@ def test_evaluate_on_real_tasks(model, tasks, tmp_path):
     assert len(rows)==4 and {'task', 'cluster', 'n', 'metric', 'score', 'se'}==set(rows[0])
     assert metrics(tmp_path/'a')['mean']==pytest.approx(sum(float(r['score']) for r in rows)/4)
 
+def test_compare_on_real_tasks(model, tasks, tmp_path):
+    "The same records are asked as by evaluate; a model is no better than itself, over one run and over two"
+    args = ['compare', '--tasks', *tasks, '--n', 4, '--seq_len', 320, '--max_new_tokens', 4]
+    run(*args, '--a', model, '--b', model, '--out', tmp_path/'a')
+    m = metrics(tmp_path/'a')
+    assert (m['difference'], m['p'], m['verdict'], m['tasks'], m['rows'])==(0, 1, 'no difference shown', 4, 16)
+    run('evaluate', *args[1:], '--model', model, '--out', tmp_path/'e')
+    assert m['a']==m['b']==pytest.approx(metrics(tmp_path/'e')['mean'])
+    assert len([*csv.DictReader(open(tmp_path/'a/compare.csv'))])==4
+    assert 'equally many' in run(*args, '--a', model, '--b', model, model, '--out', tmp_path/'b', code=2) and not (tmp_path/'b').exists()
+    assert 'over' in run(*args, '--a', model, '--b', model, '--over', 'models', '--out', tmp_path/'b', code=2)
+
 def test_loco_on_real_tasks(model, tasks, tmp_path, monkeypatch):
     "Two clusters of two tasks; a run that dies in a fold keeps what was finished, and ends with the same table"
     args = ['loco', '--tasks', *tasks, '--model', model, '--n', 4, '--rows', 16, '--max_steps', 2, '--bs', 2, '--seq_len', 320, '--max_new_tokens', 4]
@@ -89,6 +101,7 @@ def test_loco_on_real_tasks(model, tasks, tmp_path, monkeypatch):
     assert len(rows)==4 and len({r['cluster'] for r in rows})==2
     assert {'cluster', 'task', 'n', 'metric', 'base', 'few_shot', 'loto', 'loco', 'all', 'base_se', 'all_se'}<=set(rows[0])
     m = metrics(tmp_path/'a')
+    assert m['loto_minus_loco_low']<=m['loto_minus_loco']<=m['loto_minus_loco_high'] and 'clusters as units' in (tmp_path/'a/report.html').read_text()
     for c in ('base', 'few_shot', 'loto', 'loco', 'all'): assert m[f'{c}_mean']==pytest.approx(sum(float(r[c]) for r in rows)/4)
     import lmft.evals.folds as ev
     real,n = ev.tune,[]
