@@ -12,7 +12,7 @@ Docs: https://lmft-org.github.io/lmft/reference/folds.html.md"""
 __all__ = ['Fold', 'columns', 'ties_of', 'make_folds', 'forbidden', 'fold_rows', 'check_leaks', 'tune', 'loco', 'column_means']
 
 # %% ../../nbs/reference/folds.ipynb #c116c492
-import hashlib, json, random, warnings
+import hashlib, json, math, random, statistics, warnings
 from collections import namedtuple
 from functools import partial
 from itertools import zip_longest
@@ -216,10 +216,14 @@ def loco(
 
 # %% ../../nbs/reference/folds.ipynb #8fb23bb6
 def column_means(
-    table,    # From `loco`
+    table,    # From `loco`; or a list of such tables, one per seed
 ) -> dict:    # base_mean, base_mean_se, …, loto_minus_loco and its interval and p
     "Mean over tasks of each column, with its standard error; and how much the usual method overstates, compared by cluster"
-    pairs = {c: mean_score(table[c], table[f'{c}_se']) for c in columns}
-    more = compare_scores(table['loco'], table['loto'], table['cluster'], over='tasks')
-    return {f'{c}_mean{end}': v for c,both in pairs.items() for end,v in zip(('', '_se'), both)} | dict(
+    runs = table if isinstance(table, list) else [table]
+    if any([*t['task']]!=[*runs[0]['task']] for t in runs): raise LmftError('the tables are not about the same tasks in the same order')
+    def mean(c):
+        means,ses = zip(*(mean_score(t[c], t[f'{c}_se']) for t in runs))
+        return statistics.fmean(means), math.sqrt(statistics.fmean(s*s for s in ses)+(statistics.variance(means)/len(runs) if runs[1:] else 0))
+    more = compare_scores(*([t[c] for t in runs] for c in ('loco', 'loto')), runs[0]['cluster'], over='tasks')
+    return {f'{c}_mean{end}': v for c in columns for end,v in zip(('', '_se'), mean(c))} | dict(
         loto_minus_loco=more.difference, loto_minus_loco_low=more.low, loto_minus_loco_high=more.high, loto_minus_loco_p=more.p)
