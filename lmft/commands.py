@@ -207,8 +207,7 @@ def compare_models(
         test,n = _that_fit(o, [test], lm.load_tokenizer(path), _room(o, lm.load_model(path, dtype='auto')), bad)
         long += n
     lm.set_seed(o['seed'])
-    def pair(m): path = lm.model_dir(m); return lm.load_model(path, dtype='auto').to(device),lm.load_tokenizer(path)
-    found = lm.compare(*([*map(pair, side)] for side in (a, b)), test, over=over, chat=o['chat'], max_new_tokens=o['max_new_tokens'])
+    found = lm.compare(a, b, test, over=over, device=device, chat=o['chat'], max_new_tokens=o['max_new_tokens'])
     lm.begin_folder(o, out, lm.run_config(dict(o, device=str(device))), bad)
     with lm.atomic_write(out/'compare.csv') as f: f.write(found.table.to_csv())
     print(found, file=sys.stderr)

@@ -221,6 +221,7 @@ def _show_claim(row):
 # %% ../nbs/reference/core.ipynb #aa0dc985
 def _verdict(holds, low, high):
     "What the rule says for all numbers of an interval, else 'depends'"
+    if not (math.isfinite(low) and math.isfinite(high)): raise LmftError(f'a claim was measured as {low} to {high}')
     found = {holds(low+(high-low)*i/40) for i in range(41)}
     return {True: 'holds', False: 'fails'}.get(found.pop(), 'depends') if len(found)==1 else 'depends'
 

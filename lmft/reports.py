@@ -1,6 +1,6 @@
 """One self-contained page: what leaving out single tasks overstates, a chart for each cluster, what the tasks share, and which are alike
 
-`loco_report` makes a page of the table that [`loco`](folds.html#loco) returns. `lmft loco` writes it as `report.html`.
+`loco_report` makes a page of the table that [`loco`](folds.ipynb) returns. `lmft loco` writes it as `report.html`.
 
 Docs: https://lmft-org.github.io/lmft/reference/reports.html.md"""
 
@@ -44,7 +44,7 @@ def loco_report(
     mean = {c: mean_score(table[c], table[f'{c}_se']) for c in columns}
     def pm(c): return f'{mean[c][0]:.2f} ± {mean[c][1]:.2f}'
     page.open(f"{len(table)} tasks in {table['cluster'].nunique()} clusters. Mean scores: {'; '.join(f'{_titles[c]} {pm(c)}' for c in columns)}. "
-              f'Leaving out a task and keeping its cluster, instead of leaving out the whole cluster, changes the score by {more.difference:+.2f} '
+              f'Leaving out a task and keeping its cluster, instead of leaving out the whole cluster, changes the mean over clusters by {more.difference:+.2f} '
               f'(95 % interval {more.low:+.2f} to {more.high:+.2f}, clusters as units: {more.verdict}).')
     whole = pd.DataFrame([dict(task=f'mean of {len(table)} tasks') | {k: v for c in columns for k,v in ((c, mean[c][0]), (f'{c}_se', mean[c][1]))}])
     page.add('All tasks', (_chart(whole), 'Each task has the same weight.'), result=f"Tuned on all tasks {mean['all'][0]:.2f}, not tuned {mean['base'][0]:.2f}")

@@ -80,8 +80,8 @@ def test_evaluate_on_real_tasks(model, tasks, tmp_path):
     assert len(rows)==4 and {'task', 'cluster', 'n', 'metric', 'score', 'se'}==set(rows[0])
     assert metrics(tmp_path/'a')['mean']==pytest.approx(sum(float(r['score']) for r in rows)/4)
 
-def test_compare_on_real_tasks(model, tasks, tmp_path):
-    "The same records are asked as by evaluate; a model is no better than itself, over one run and over two"
+def test_compare_on_real_tasks(model, tasks, tmp_path, monkeypatch):
+    "The same records are asked as by evaluate; a model is no better than itself; b minus a has the sign of b's lead"
     args = ['compare', '--tasks', *tasks, '--n', 4, '--seq_len', 320, '--max_new_tokens', 4]
     run(*args, '--a', model, '--b', model, '--out', tmp_path/'a')
     m = metrics(tmp_path/'a')
@@ -89,6 +89,14 @@ def test_compare_on_real_tasks(model, tasks, tmp_path):
     run('evaluate', *args[1:], '--model', model, '--out', tmp_path/'e')
     assert m['a']==m['b']==pytest.approx(metrics(tmp_path/'e')['mean'])
     assert len([*csv.DictReader(open(tmp_path/'a/compare.csv'))])==4
+    import lmft.evals.compare as cmp
+    from lmft import all as lm
+    real = cmp._graded
+    monkeypatch.setattr(cmp, '_graded', lambda who, rows, *o: [float(who=='good')]*len(rows) if who in ('good', 'bad') else real(who, rows, *o))
+    there = lm.model_dir(model)
+    monkeypatch.setattr(lm, 'model_dir', lambda m: there)
+    run(*args, '--a', 'bad', 'bad', '--b', 'good', 'good', '--out', tmp_path/'g')
+    assert (metrics(tmp_path/'g')['difference'], metrics(tmp_path/'g')['verdict'])==(1, 'better')
     assert 'equally many' in run(*args, '--a', model, '--b', model, model, '--out', tmp_path/'b', code=2) and not (tmp_path/'b').exists()
     assert 'over' in run(*args, '--a', model, '--b', model, '--over', 'models', '--out', tmp_path/'b', code=2)
 

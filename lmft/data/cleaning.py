@@ -58,6 +58,8 @@ def low_quality(
     "The reasons why Gopher's filters would drop a text"
     for k in limits or {}:
         if k not in quality_limits: raise LmftError(f"there is no rule '{k}'; use {', '.join(quality_limits)}{near(k, quality_limits)}")
+        if limits[k] is not None and not (isinstance(limits[k], (tuple, list)) and len(limits[k])==2):
+            raise LmftError(f'the limits of {k} are {limits[k]}; give a pair, the least and the most, or None')
     bounds,why = {**quality_limits, **(limits or {})},{}
     for k,v in quality(text).items():
         if v is None or bounds[k] is None: continue
@@ -67,14 +69,17 @@ def low_quality(
     return why
 
 # %% ../../nbs/reference/cleaning.ipynb #f83f8a8e
-def _asked(row): return next((row[k] for k in ('input', 'question', 'prompt', 'text', 'instruction') if row.get(k)), '')
+def _asked(row):
+    found = next((row[k] for k in ('input', 'question', 'prompt', 'text', 'instruction', 'messages') if row.get(k)), None)
+    if found is None: raise LmftError(f'a test record has the fields {sorted(row)}; say by `of` which text must not be in a document')
+    return found if isinstance(found, str) else next((m['content'] for m in found[::-1] if m['role']=='user'), '')
 
 def contaminated(
     texts:list,   # Of str: documents
     rows:list,    # Test records
     n:int=13,     # Words in a row that a document must share with a record; of a shorter record, all its words
     least:int=3,  # Records with fewer words are not looked for; GPT-3's check took 8
-    of=_asked,    # Function record → text that must not be in a document; default: input, question, prompt, text or instruction
+    of=_asked,    # Function record → text that must not be in a document; default: input, question, prompt, text, instruction or the last user turn
 ) -> list:        # Of (index of the document, index of the record, the shared words), one for each such pair
     "Documents that hold test records: a shared n-gram of words, as for GPT-3 (Brown et al., 2020, arXiv:2005.14165)"
     if not 0<least<=n: raise LmftError(f'least is {least}; it must be from 1 to n, which is {n}')
@@ -125,6 +130,7 @@ def near_duplicates(
 ) -> list:                # Of lists of indices, ascending; each text is like the first one of its list
     "Groups of texts that are alike: exact copies first, then MinHash LSH (Broder, 1997; Lee et al., 2021, arXiv:2107.06499), each pair checked"
     if not 0<threshold<=1: raise LmftError(f'threshold is {threshold}; it must be above 0 and at most 1')
+    if n<1: raise LmftError(f'n is {n}; an n-gram has at least one word')
     copies,groups = {},{}
     for i,text in enumerate(texts): copies.setdefault(' '.join(plain_words(text)), []).append(i)
     if threshold==1: return [g for g in copies.values() if len(g)>1]

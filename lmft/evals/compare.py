@@ -17,7 +17,7 @@ from collections import namedtuple
 from pathlib import Path
 
 from fastcore.basics import groupby
-from ..core import LmftError, say_once
+from ..core import LmftError, pick_device, say_once
 import numpy as np, pandas as pd
 from scipy import stats
 from scipy.optimize import brentq
@@ -45,6 +45,7 @@ def smallest_effect(
 ) -> float:      # In the unit of `sd`
     "The smallest true difference that a paired comparison of `n` units finds with a probability of `power`"
     if n<2: raise LmftError(f'{n} units show nothing; give at least 2')
+    if not (.5<=level<1 and .1<=power<1): raise LmftError(f'level {level} and power {power} must be below 1, and at least .5 and .1')
     return _shows(sd/math.sqrt(n), n-1, power, level)
 
 # %% ../../nbs/reference/compare.ipynb #36f3d6c3
@@ -52,14 +53,14 @@ _paired = namedtuple('_paired', 'difference se df p tasks')
 
 def _mean_var(x): return float(np.var(x, ddof=1))/len(x)
 
-def _by_chance(units, whole):
-    "p of a difference without seeds: McNemar's exact test for answers that are right or wrong, else signs that are flipped at random"
+def _by_chance(units, whole, level):
+    "p of a difference of records: McNemar's exact test for answers that are right or wrong, else signs that are flipped at random"
     if not units.any(): return 1.
     if whole and set(np.unique(units))<={-1., 0., 1.}:
         return stats.binomtest(int((units>0).sum()), int((units!=0).sum())).pvalue
-    return stats.permutation_test((units,), np.mean, permutation_type='samples', n_resamples=1999, rng=0).pvalue
+    return stats.permutation_test((units,), np.mean, permutation_type='samples', n_resamples=max(1999, math.ceil(20/(1-level))), rng=0).pvalue
 
-def _pair(d, tasks, over):
+def _pair(d, tasks, over, level):
     "Difference, standard error, degrees of freedom and p of `d`: runs × records"
     at = {t: idxs for t,idxs in groupby(range(len(tasks)), lambda i: tasks[i]).items()}
     if thin := [t for t,idxs in at.items() if len(idxs)<2 and over=='records']:
@@ -73,10 +74,10 @@ def _pair(d, tasks, over):
     var = sum(v for v,_ in parts)
     df = var**2/sum(v*v/k for v,k in parts) if var else 1
     weighted = np.concatenate([records[idxs]*len(tasks)/len(idxs)/n_tasks for idxs in at.values()])  # its mean is that over tasks
-    units = means.mean(1) if over=='tasks' else weighted
-    mean = float(means.mean())
-    if len(d)==1: p = _by_chance(units, over=='records' and n_tasks==1)
-    else: p = float(2*stats.t.sf(abs(mean)/math.sqrt(var), df)) if var else float(mean==0)
+    units,mean = weighted if over=='records' or not var else means.mean(1),float(means.mean())
+    exact = over=='records' or 2**(1-n_tasks)<1-level                                 # flipped signs of few tasks can show nothing
+    if not var or len(d)==1 and exact: p = _by_chance(units, over=='records' and n_tasks==1, level)
+    else: p = float(2*stats.t.sf(abs(mean)/math.sqrt(var), df))
     return _paired(mean, math.sqrt(var), df, p, {t: float(m) for t,m in zip(at, means.mean(1))})
 
 # %% ../../nbs/reference/compare.ipynb #da289f49
@@ -90,8 +91,9 @@ class Comparison:
         return 'better' if self.difference>0 else 'worse'
     def __repr__(self):
         n = f"{self.records} records of {len(self.table)} task{'s'*(len(self.table)>1)}"+f', {self.seeds} seeds'*(self.seeds>1)
+        shows = f' A difference of {self.smallest:.3f} is found in 80 % of such comparisons.' if self.smallest else ' The differences do not vary.'
         return (f'b - a = {self.difference:+.3f}, {self.level:.0%} interval {self.low:+.3f} to {self.high:+.3f}, p = {self.p:.2g}: {self.verdict}. '
-                f'a {self.a:.3f}, b {self.b:.3f}; {n}. A difference of {self.smallest:.3f} is found in 80 % of such comparisons.')
+                f'a {self.a:.3f}, b {self.b:.3f}; {n}.{shows}')
     def _repr_markdown_(self):
         rows = [f'| {t} | {r.a:.3f} | {r.b:.3f} | {r.difference:+.3f} |' for t,r in self.table.iterrows()] if len(self.table)>1 else []
         return '\n'.join([repr(self), *(['', '| task | a | b | b - a |', '|---|---|---|---|'] if rows else []), *rows])
@@ -105,24 +107,29 @@ def compare_scores(
 ) -> Comparison:     # a, b, difference, low, high, p, smallest, verdict, table
     "Paired comparison of scores: b minus a"
     if over not in ('records', 'tasks'): raise LmftError(f"over is '{over}'; it must be records or tasks")
-    a,b = (np.atleast_2d(np.asarray(x, float)) for x in (a, b))
+    if not .5<=level<1: raise LmftError(f'level is {level}; it must be from .5 to below 1, such as .95')
+    try: a,b = (np.atleast_2d(np.asarray(x, float)) for x in (a, b))
+    except (ValueError, TypeError) as e: raise LmftError('give a number for each record, and the same number of records in each run') from e
+    if a.ndim>2 or not a.size: raise LmftError('give a list of scores, or a list of such lists, one per run')
     if a.shape!=b.shape: raise LmftError(f'a has {a.shape[0]} runs of {a.shape[1]} records, b has {b.shape[0]} of {b.shape[1]}; '
                                          'both need the same records and the same seeds')
     if not (np.isfinite(a).all() and np.isfinite(b).all()): raise LmftError('a score is not a number')
     tasks = list(tasks) if tasks is not None else ['all']*a.shape[1]
     if len(tasks)!=a.shape[1]: raise LmftError(f'{len(tasks)} tasks are named for {a.shape[1]} records')
-    found = _pair(b-a, tasks, over)
+    found = _pair(b-a, tasks, over, level)
     half = stats.t.ppf((1+level)/2, found.df)*found.se
-    table = pd.DataFrame(dict(task=tasks, a=a.mean(0), b=b.mean(0))).groupby('task', sort=False).mean()
+    table = pd.DataFrame(dict(task=tasks, a=a.mean(0), b=b.mean(0))).groupby('task', sort=False, dropna=False).mean()
     return Comparison(a=float(table.a.mean()), b=float(table.b.mean()), difference=found.difference, low=float(found.difference-half),
                       high=float(found.difference+half), p=float(found.p), smallest=_shows(found.se, found.df, .8, level), level=level,
                       records=a.shape[1], seeds=len(a), table=table.assign(difference=table.b-table.a))
 
 # %% ../../nbs/reference/compare.ipynb #6829fbb5
-def _graded(who, rows, kwargs):
-    "Scores of a model on records, as a DataFrame with one line per record"
-    if isinstance(who, (str, Path)): path = model_dir(who); who = load_model(path, dtype='auto'),load_tokenizer(path)
-    return grades(*who, rows, **kwargs)
+def _graded(who, rows, device, kwargs):
+    "Score of a model on each record; a model that is named is held only as long as it answers"
+    if isinstance(who, (str, Path)):
+        path = model_dir(who)
+        who = load_model(path, dtype='auto').to(device),load_tokenizer(path)
+    return grades(*who, rows, **kwargs).score.tolist()
 
 def compare(
     a,               # Model folder, hub name or (model, tokenizer); a list of them: runs with different seeds
@@ -131,14 +138,18 @@ def compare(
     n:int=50,        # Maximum number of records of a task from files
     over='records',  # As in `compare_scores`
     level=.95,       # Level of confidence
-    **kwargs         # Arguments of `evaluate`, such as chat
+    device=None,     # Where models that are named run; None: a GPU if there is one
+    **kwargs         # Arguments of `grades`, such as chat
 ) -> Comparison:
     "Is b better than a on these tasks? Paired by record and by run"
     a,b = (x if isinstance(x, list) else [x] for x in (a, b))
     if len(a)!=len(b): raise LmftError(f'{len(a)} runs of a and {len(b)} of b cannot be paired')
-    rows = tasks if isinstance(tasks, list) and tasks and isinstance(tasks[0], dict) else split_tasks(read_tasks(tasks), n_test=n)[1]
-    names = [r['task'] for r in rows]
-    units = len({*names}) if over=='tasks' else len(rows)
-    say_once(f'{units} {over}: a difference of about {smallest_effect(units):.2f} is found four times in five')
-    scores = [[_graded(m, rows, kwargs).score.tolist() for m in side] for side in (a, b)]
-    return compare_scores(*scores, names, over, level)
+    if 'on_bad' in kwargs: raise LmftError('a comparison cannot leave out records that one of the models cannot take; use `fit_tasks` before')
+    given = isinstance(tasks, (list, tuple)) and tasks and isinstance(tasks[0], dict)
+    rows = [*tasks] if given else split_tasks(read_tasks(tasks), n_test=n)[1]
+    if any('task' not in r for r in rows): raise LmftError('each record needs a task; see `read_tasks`')
+    if over=='records' and len(rows)>1: say_once(f'{len(rows)} records: a difference of about {smallest_effect(len(rows), level=level):.2f} '
+                                                 'is found four times in five')
+    device = device or pick_device()
+    scores = [[_graded(m, rows, device, kwargs) for m in side] for side in (a, b)]
+    return compare_scores(*scores, [r['task'] for r in rows], over, level)

@@ -170,6 +170,7 @@ def grades(
     bad:list=None,         # Gets a `BadRecord` for each task that loses records
 ):                         # DataFrame: task, cluster, metric, said, score
     "Table with one line per record: options are chosen by their log-probability, other answers are generated"
+    if not rows: raise LmftError('there are no records to ask')
     examples = examples or [()]*len(rows)
     most = _that_leave_room(model, tok, rows, examples, chat, max_new_tokens, on_bad, bad)
     rows,examples,most = [rows[i] for i in most],[examples[i] for i in most],[*most.values()]
@@ -188,5 +189,5 @@ def evaluate(
     **kwargs
 ):                      # DataFrame: task, cluster, n, metric, score, se
     "Table with one line per task: the mean of `grades`, with its standard error"
-    by_task = grades(model, tok, rows, examples, **kwargs).groupby(['task', 'cluster', 'metric'], sort=False)['score']
+    by_task = grades(model, tok, rows, examples, **kwargs).groupby(['task', 'cluster', 'metric'], sort=False, dropna=False)['score']
     return by_task.agg(n='size', score='mean', se=standard_error).reset_index()[['task', 'cluster', 'n', 'metric', 'score', 'se']]

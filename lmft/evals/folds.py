@@ -218,7 +218,7 @@ def loco(
 def column_means(
     table,    # From `loco`; or a list of such tables, one per seed
 ) -> dict:    # base_mean, base_mean_se, …, loto_minus_loco and its interval and p
-    "Mean over tasks of each column, with its standard error; and how much the usual method overstates, compared by cluster"
+    "Mean over tasks of each column, with its standard error; and how much the usual method overstates, each cluster with the same weight"
     runs = table if isinstance(table, list) else [table]
     if any([*t['task']]!=[*runs[0]['task']] for t in runs): raise LmftError('the tables are not about the same tasks in the same order')
     def mean(c):

@@ -56,11 +56,11 @@ def _code():
     return imports+re.sub(r'^# .*\n', '', own[1]+own[2], flags=re.M)+_functions
 
 # %% ../../nbs/reference/harness.ipynb #45cc8f7a
-def _settings(name, metric, options):
+def _settings(name, metric, options, most):
     "The text of the YAML file"
     if options: how = ["output_type: multiple_choice", "doc_to_choice: choices", "doc_to_target: right", "target_delimiter: ' '"]
     else: how = ["output_type: generate_until", "doc_to_target: golds", f"process_results: !function lmft_task.{metric}",
-                 "generation_kwargs: {until: [], do_sample: false, max_gen_toks: 24}"]
+                 f"generation_kwargs: {{until: [], do_sample: false, max_gen_toks: {most}}}"]
     return '\n'.join([
         f"task: '{name}'", "custom_dataset: !function lmft_task.docs", f"dataset_kwargs: {{file: '{name}.jsonl'}}", "test_split: test",
         "doc_to_text: prompt", *how, "num_fewshot: 0", f"metric_list: [{{metric: {metric}, aggregation: mean, higher_is_better: true}}]",
@@ -90,6 +90,7 @@ def harness_task(
     name:str=None,  # Name in the harness: letters a to z, digits, _ and -; None: that of the task
     shots:int=0,    # Few-shot demonstrations of each record, drawn from the other records
     examples=None,  # Instead of `shots`: demonstrations of each record, as `evaluate` takes them
+    max_new_tokens:int=24, # Maximum number of tokens in a generated answer, as in `grades`
 ) -> Path:          # NAME.yaml
     "Write a task for lm-evaluation-harness, which then scores it as `evaluate` does; rows or names that it cannot take are an error"
     name,folder = _checked(rows, name, examples),Path(folder)
@@ -102,6 +103,6 @@ def harness_task(
         return dict(prompt=prompt, choices=row['options'], right=right or [-100])               # -100: none, as the harness writes it
     folder.mkdir(parents=True, exist_ok=True)
     write_jsonl(map(doc, rows, examples), folder/f'{name}.jsonl')
-    for file,text in ('lmft_task.py', _code()), (f'{name}.yaml', _settings(name, 'acc' if options else metric, options)):
+    for file,text in ('lmft_task.py', _code()), (f'{name}.yaml', _settings(name, 'acc' if options else metric, options, max_new_tokens)):
         with atomic_write(folder/file) as f: f.write(text)
     return folder/f'{name}.yaml'

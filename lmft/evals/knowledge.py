@@ -26,30 +26,46 @@ from ..stages.bases import cloze_tokens, fact_gaps
 from ..world.facts import Fact, dice
 
 # %% ../../nbs/reference/knowledge.ipynb #d934e06f
-def _cut(template, subject, obj, where):
-    "(before, object, after) of a phrasing"
+def _cut(template, subject, obj, relation):
+    "(before, object, after) of a phrasing; None if the object comes first"
     try: before,after = (part.format(s=subject) for part in template.split('{o}'))
-    except (ValueError, KeyError, IndexError) as e:
-        raise LmftError(f"template '{template}' of {where}: needs {{s}} and {{o}} once, and no other braces") from e
-    if '{s}' not in template.split('{o}')[0]: return None                        # the object comes first: nothing to go by
-    return before.rstrip(), ' '*(before!=before.rstrip())+obj, after
+    except (ValueError, KeyError, IndexError, AttributeError) as e:
+        raise LmftError(f"template '{template}' of {relation}: needs {{s}} and {{o}}, {{o}} once, and no other braces") from e
+    if '{s}' not in template.split('{o}')[0]: return None
+    stem = before.removesuffix(' ')
+    return stem, before[len(stem):]+obj, after
 
+def _rows(path):
+    "Records of a CSV or JSON Lines file, all values as text"
+    name = str(path).lower()
+    if not name.endswith(('.csv', '.tsv', '.jsonl')): raise LmftError(f'{path}: is no .csv, .tsv or .jsonl file')
+    try:
+        if name.endswith('.jsonl'): table = pd.read_json(path, lines=True, dtype=False, convert_dates=False)
+        else: table = pd.read_csv(path, dtype=str, keep_default_na=False, sep='\t' if name.endswith('.tsv') else ',', encoding='utf-8-sig')
+    except (OSError, ValueError) as e: raise LmftError(f'{path}: cannot be read: {e}') from e
+    if lost := [k for k in ('subject', 'relation', 'object') if k not in table]:
+        raise LmftError(f"{path}: has no column {', '.join(lost)}; its columns are {', '.join(map(str, table))}")
+    return table.to_dict('records')
+
+# %% ../../nbs/reference/knowledge.ipynb #8a66d7ed
 def triples(
-    records,         # CSV or JSON Lines file, or list of dicts, with subject, relation and object
+    records,         # CSV, TSV or JSON Lines file, or list of dicts, with subject, relation and object
     templates:dict,  # Relation → list of phrasings with {s} and {o}
 ) -> list:           # Of dict: subject, relation, object, gaps
-    "Facts of your own, each with its phrasings cut before and after the object"
-    path = records if isinstance(records, (str, Path)) else None
-    if path: records = (pd.read_csv(path, dtype=str) if str(path).endswith('.csv') else pd.read_json(path, lines=True)).to_dict('records')
-    found = []
-    for i,r in enumerate(records, 1):
-        for k in ('subject', 'relation', 'object'):
-            if not isinstance(r.get(k), str) or not r[k].strip(): raise BadRecord('is missing or no text', path, record=i, field=k)
-        if r['relation'] not in templates:
-            raise BadRecord(f"'{r['relation']}' has no templates", path, record=i, field='relation', hint=f"there are some for {', '.join(templates)}")
-        gaps = [g for t in templates[r['relation']] if (g := _cut(t, r['subject'], r['object'], r['relation']))]
-        if not gaps: raise LmftError(f"relation {r['relation']}: no template has {{s}} before {{o}}")
-        found.append(dict(subject=r['subject'], relation=r['relation'], object=r['object'], gaps=gaps))
+    "Facts of your own, each with its phrasings cut before and after the object; blanks around the words are taken off"
+    if bad := [k for k,ts in templates.items() if isinstance(ts, str) or not ts]: raise LmftError(f'the templates of {bad[0]} must be a list')
+    path,found = records if isinstance(records, (str, Path)) else None, []
+    for i,r in enumerate(_rows(path) if path else records, 1):
+        if not isinstance(r, dict): raise BadRecord('is no dict', path, record=i)
+        fact = {k: str(r[k]).strip() if isinstance(r.get(k), (str, int)) else '' for k in ('subject', 'relation', 'object')}
+        for k,v in fact.items():
+            if not v: raise BadRecord('is missing or no text', path, record=i, field=k)
+        relation = fact['relation']
+        if relation not in templates:
+            raise BadRecord(f"'{relation}' has no templates", path, record=i, field='relation', hint=f"there are some for {', '.join(templates)}")
+        gaps = [g for t in templates[relation] if (g := _cut(t, fact['subject'], fact['object'], relation))]
+        if not gaps: raise LmftError(f'relation {relation}: no template has {{s}} before {{o}}')
+        found.append(dict(fact, gaps=gaps))
     return found
 
 # %% ../../nbs/reference/knowledge.ipynb #dfe41621
@@ -57,20 +73,30 @@ def _with_gaps(facts, masked):
     "Facts of the world, or of `triples`, with the phrasings that a kind of model can complete"
     return [dict(subject=f.subject, relation=f.relation, object=f.value, gaps=fact_gaps(f, masked)) if isinstance(f, Fact) else f for f in facts]
 
+def _stated(tok, said, right, objects):
+    "The object that the tokens begin, where they are the model's own: up to the first that is not right"
+    k = next((i for i,(a,b) in enumerate(zip(said, right)) if a!=b), len(right)-1)
+    begun = said[:k+1]
+    return next((o for o,ids in objects.items() if ids[:k+1]==begun), tok.decode(begun).strip()+'…')
+
 def knowledge(
     model,       # Causal or masked model
     tok,         # Its tokenizer
     facts:list,  # From `triples`, or `Fact`s of the world
     bs:int=256,  # Phrasings per batch
 ):               # DataFrame: subject, relation, object, share, known, said
-    "What a model says of each fact: the share of phrasings that it completes rightly, and what it states most often"
+    "What a model says of each fact: the share of phrasings that it completes rightly, and the object that it states most often"
     facts = _with_gaps(facts, not HFModel(model).causal)
     gaps = [(i, g) for i,f in enumerate(facts) for g in f['gaps']]
-    found = groupby(zip(gaps, cloze_tokens(model, tok, [g for _,g in gaps], bs)), lambda x: x[0][0])
+    pairs = cloze_tokens(model, tok, [g for _,g in gaps], bs)
+    objects = {}                                                             # relation → object → its tokens
+    for (i,_),(_,right) in zip(gaps, pairs): objects.setdefault(facts[i]['relation'], {})[facts[i]['object']] = right
+    found = groupby(zip(gaps, pairs), lambda x: x[0][0])
     rows = []
     for i,f in enumerate(facts):
         right = [said==want for _,(said,want) in found[i]]
-        said = Counter(tok.decode(said).strip() for _,(said,_) in found[i]).most_common(1)[0][0]
+        named = {f['object']: None} | objects[f['relation']]
+        said = Counter(_stated(tok, said, want, named | {f['object']: want}) for _,(said,want) in found[i]).most_common(1)[0][0]
         share = sum(right)/len(right)
         rows.append(dict(subject=f['subject'], relation=f['relation'], object=f['object'], share=share, known=share>=.5, said=said))
     return pd.DataFrame(rows)
@@ -85,18 +111,18 @@ def ledger(
     if not before[ids].reset_index(drop=True).equals(after[ids].reset_index(drop=True)):
         raise LmftError('before and after are not about the same facts in the same order')
     names = {(False, False): 'unknown', (False, True): 'learned', (True, False): 'forgotten', (True, True): 'kept'}
-    objects = before.groupby('relation')['object'].agg(set)
+    objects,true = before.groupby('relation')['object'].agg(set),before.groupby(['subject', 'relation'])['object'].agg(set)
     status = [names[bool(b), bool(a)] for b,a in zip(before.known, after.known)]
-    invented = [not a and said!=was and said!=o and said in objects[r]
-                for a,said,was,o,r in zip(after.known, after.said, before.said, before.object, before.relation)]
+    invented = [not a and said!=was and said in objects[r] and said not in true[s, r]
+                for a,said,was,s,r in zip(after.known, after.said, before.said, before.subject, before.relation)]
     return before[ids].assign(before=before.said.values, after=after.said.values, status=status, invented=invented)
 
 def ledger_shares(
     table,        # From `ledger`
 ) -> dict:        # learned, lost, invented
-    "`learned`: share of the facts that were unknown; `lost`: share of those that were known; `invented`: share of all"
+    "`learned`: share of the facts that were unknown; `lost`: share of those that were known (nan if there were none); `invented`: share of all"
     n = table.status.value_counts()
-    def share(k, *of): return float(n.get(k, 0)/total) if (total := sum(n.get(x, 0) for x in of)) else 0.
+    def share(k, *of): return float(n.get(k, 0)/total) if (total := sum(n.get(x, 0) for x in of)) else float('nan')
     return dict(learned=share('learned', 'learned', 'unknown'), lost=share('forgotten', 'kept', 'forgotten'),
                 invented=float(table.invented.mean()))
 

@@ -16,7 +16,7 @@ from itertools import combinations
 
 import numpy as np, pandas as pd
 from fastcore.basics import groupby
-from ..core import LmftError
+from ..core import BadRecord, LmftError
 from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import dendrogram, linkage
 from sklearn.metrics import pairwise_distances
@@ -29,7 +29,7 @@ def _marks(row, by, n):
     "What of a record may stand in another task"
     if by=='ngrams':
         words = [w.casefold() for w in words_of(row['input'] or row['instruction'])]
-        return {tuple(words[i:i+n]) for i in range(len(words)-n+1)}
+        return {tuple(words[i:i+n]) for i in range(max(len(words)-n+1, 1))}                # a shorter text counts as a whole
     kind = dict(inputs='instance', sources='source')[by]
     return {m for m in fingerprints(row) if m.startswith(kind)}
 
@@ -40,6 +40,9 @@ def task_overlap(
 ):                # DataFrame, tasks × tasks, of shares from 0 to 1
     "Share of the records of each task (row) that have something in common with another task (column)"
     if by not in ('inputs', 'ngrams', 'sources'): raise LmftError(f"by is '{by}'; it must be inputs, ngrams or sources")
+    if n<1: raise LmftError(f'n is {n}; an n-gram has at least one word')
+    for i,r in enumerate(rows, 1):
+        if lost := [k for k in ('task', 'cluster', 'instruction', 'input') if k not in r]: raise BadRecord('is missing', record=i, field=lost[0], hint='see `read_tasks`')
     marks = {t: [_marks(r, by, n) for r in rs] for t,rs in groupby(rows, lambda r: r['task']).items()}
     whole = {t: set().union(*ms) for t,ms in marks.items()}
     return pd.DataFrame({b: {a: float(np.mean([not whole[b].isdisjoint(m) for m in marks[a]])) for a in marks} for b in marks}).rename_axis(
