@@ -258,7 +258,9 @@ def export(self:LMLearner, *args, **kwargs):
 class ClipNorm(GradientClip):
     "Scale the gradient down to a norm of at most `max_norm`; `learn.grad_norm` is what it was before"
     def before_step(self):
-        self.learn.grad_norm = nn.utils.clip_grad_norm_(self.parameters(), self.max_norm, self.norm_type)
+        ps = [p for p in self.parameters() if p.grad is not None]
+        norm = self.learn.grad_norm = nn.utils.get_total_norm([p.grad for p in ps], self.norm_type)
+        if norm.is_cuda or norm+1e-6>self.max_norm: nn.utils.clip_grads_with_norm_(ps, self.max_norm, norm)  # else they stay as they are
 
 # %% ../../nbs/learn/02_learner.ipynb #12a6db50
 class _TextTable(Callback):
