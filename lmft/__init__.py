@@ -15,6 +15,7 @@ Modules:
 - `lmft.data.annotations`: Labels, tagged words, answers in a context, and tasks with references as records
 - `lmft.data.certificate`: Check each answer of a conversation: does training see the tokens that generation will see?
 - `lmft.data.chat`: Which tokens of a conversation are in the loss: those that the model has to generate
+- `lmft.data.cleaning`: Quality filters, test records found in the text, exact and near-duplicates, and weights for a mixture; each measured on planted faults
 - `lmft.data.conversations`: Read messages, ShareGPT, pairs, transcripts and rankings as records with lmft's names
 - `lmft.data.examples`: From records to token ids, and which of them are in the loss
 - `lmft.data.fields`: One field of one record: there, of the right kind, and named when it is not
@@ -34,7 +35,9 @@ Modules:
 - `lmft.evals.compare`: Is B better than A, or is it noise? The difference on the same records, its interval, and the smallest effect that would show
 - `lmft.evals.evaluation`: Scores on tasks that a model was not trained on: leaving out single tasks compared with leaving out whole clusters
 - `lmft.evals.folds`: A model for every cluster of tasks that is left out, and for every group of single tasks, each on equally much data
+- `lmft.evals.harness`: A task as files that lm-evaluation-harness reads; its number for a model is that of `evaluate`
 - `lmft.evals.knowledge`: For each fact: known before, learned, kept, forgotten or invented. For the facts of the tiny world, or for your own
+- `lmft.evals.overlap`: Which tasks share sources, inputs or phrases: a matrix, the leaks between clusters, and a tree of similar tasks
 - `lmft.evals.prompting`: Zero- and few-shot prompts, answers chosen by probability, and the effect of examples in a prompt
 - `lmft.evals.tasks`: Super-NaturalInstructions files as records of tasks, split by hash, with fingerprints that recognise a record
 - `lmft.generation`: Continue a text, answer a question, and compute how probable a given answer is
@@ -51,6 +54,7 @@ Modules:
 - `lmft.models.wrapper`: A 🤗 model behind one call that takes a batch and returns predictions for just the tokens in the loss
 - `lmft.options`: What commands share: options written once, and a check that they are what the signature says
 - `lmft.progress`: How far long work is and how long it will take, in a terminal, in a notebook and in a log file
+- `lmft.reports`: One self-contained page: what leaving out single tasks overstates, a chart for each cluster, what the tasks share, and which are alike
 - `lmft.runs`: A run and its folder, from the first check to the model card, hence long
 - `lmft.stages.advantages`: REINFORCE, RLOO, GRPO, Dr. GRPO and DAPO in a line each, and the estimators of the KL, beside the true gradient
 - `lmft.stages.bases`: Measure what a model knows of the tiny world, and get the two base models from which the later lessons start
