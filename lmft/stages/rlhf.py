@@ -44,6 +44,14 @@ def sample_rollouts(
     return out
 
 # %% ../../nbs/learn/12_rlhf.ipynb #239bec1b
+def _drawn(logits, tokens):
+    "Log-probabilities of tokens and entropies; on a CPU a few rows at a time, which stay in the cache"
+    rows,out = len(logits) if logits.is_cuda else max(16, 2**19//logits.shape[-1]),[]
+    for some,ids in zip(logits.split(rows), tokens.to(logits.device).split(rows)):
+        logps = some.log_softmax(-1)
+        out.append((logps.gather(1, ids[:,None])[:,0], -(logps.exp()*logps).sum(-1)))
+    return map(torch.cat, zip(*out))
+
 def token_stats(
     wrapped,         # `HFModel`, or `ActorCritic` for values
     rollouts:list,   # From `sample_rollouts`
@@ -58,9 +66,7 @@ def token_stats(
             inputs,targets = make_batch([[r] for r in rollouts[i:i+bs]], pad_id, packed=False, left=left)
             pred = wrapped({k: v.to(device) for k,v in inputs.items()})
             logits,*values = pred if isinstance(pred, tuple) else (pred,)
-            logps = logits.log_softmax(-1)
-            drawn = logps.gather(1, targets[:,None].to(device))[:,0]
-            columns = drawn, -(logps.exp()*logps).sum(-1), *values
+            columns = *_drawn(logits, targets), *values
             out += zip(*(c.cpu().split(inputs['loss_mask'].sum(1).tolist()) for c in columns))
     return out
 
