@@ -98,6 +98,7 @@ class Comparison:
         rows = [f'| {t} | {r.a:.3f} | {r.b:.3f} | {r.difference:+.3f} |' for t,r in self.table.iterrows()] if len(self.table)>1 else []
         return '\n'.join([repr(self), *(['', '| task | a | b | b - a |', '|---|---|---|---|'] if rows else []), *rows])
 
+# %% ../../nbs/reference/compare.ipynb #6b901353
 def compare_scores(
     a,               # Scores of A: one per record, or one list per training seed; higher is better
     b,               # Scores of B on the same records, of runs with the same seeds

@@ -46,7 +46,7 @@ def blocks_of(model):
     return stacks[0] if len(stacks)==1 else nn.ModuleList(b for s in stacks for b in s)
 
 def virtual_tokens(model) -> int:
-    "Places that a soft prompt or a prefix puts before each row, else 0; with any, rows cannot be packed"
+    "Places that a soft prompt or a prefix puts before each sequence, else 0; with any, sequences cannot be packed"
     return getattr(getattr(model, 'active_peft_config', None), 'num_virtual_tokens', None) or 0
 
 # %% ../../nbs/reference/parts.ipynb #8d29257a

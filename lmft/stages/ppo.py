@@ -254,6 +254,13 @@ def _rollout_dls(tok, n, num_ppo_epochs, bs, n_acc, seed, device):
     train = RolloutDL([], n, num_ppo_epochs, n_acc=n_acc, shuffle=True, seed=seed, **kw)
     return DataLoaders(train, RolloutDL([], **kw), device=device)
 
+# %% ../../nbs/reference/ppo.ipynb #81d0610c
+def _loss_of(rollouts, clip, clip_high, value_weight):
+    "`ppo_loss` with what the advantage decides: the upper clip limit, the value term, and the KL if it is in the loss"
+    high = usual_clip_high.get(rollouts.advantage, clip) if clip_high is None else clip_high
+    return partial(ppo_loss, clip=clip, clip_high=high, value_weight=value_weight if rollouts.advantage=='gae' else 0.,
+                   kl=kl_estimators[rollouts.kl_estimator] if rollouts.kl_in=='loss' else None, beta=rollouts.beta)
+
 # %% ../../nbs/reference/ppo.ipynb #24f9ac24
 def ppo_from_prompts(
     model,                  # Causal model, usually tuned on instructions
@@ -287,11 +294,9 @@ def ppo_from_prompts(
                         records=records, **kwargs)
     figures = [ValueMetric(lambda k=k: rollouts.history[-1][k], k) for k in ('reward', 'kl', 'entropy', 'length')]
     own = [cb() for name,cb in method_cbs.items() if name==method.partition(':')[0]]
-    high = usual_clip_high.get(advantage, clip) if clip_high is None else clip_high
-    loss = partial(ppo_loss, clip=clip, clip_high=high, value_weight=value_weight if advantage=='gae' else 0.,
-                   kl=kl_estimators[rollouts.kl_estimator] if kl_in=='loss' else None, beta=rollouts.beta)
+    loss = _loss_of(rollouts, clip, clip_high, value_weight)
     learn = lm_learner(_rollout_dls(tok, n, num_ppo_epochs, bs, n_acc, seed, device), ActorCritic(policy), loss,
-                       metrics=[*figures, _clipped(clip, high)], lr=lr or usual_lr(policy, method)/2, wd=0.,
+                       metrics=[*figures, _clipped(clip, loss.keywords['clip_high'])], lr=lr or usual_lr(policy, method)/2, wd=0.,
                        cbs=[NoDropout(), rollouts, *own, *L(cbs)])
     learn.recorder.train_metrics,learn.recorder.valid_metrics = True,False
     return learn
