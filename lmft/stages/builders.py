@@ -32,7 +32,7 @@ from ..generation import encode_prompt
 from ..models.gguf import as_folder
 from ..models.loading import archs, load_model, new_model, saved_head, sizes
 from ..models.methods import check_method, merge_adapter
-from ..models.parts import base_of, max_positions, virtual_tokens
+from ..models.parts import base_of, head_kind, label_heads, max_positions, virtual_tokens
 from ..models.wrapper import choose_packing
 from . import defaults as options, interpretation as views
 from .preferences import reward_scores
@@ -172,6 +172,9 @@ def open_model(
     head = stage.head+'+nsp'*bool(o.get('nsp'))
     if isinstance(model, str) and model in sizes: return _new_model(model, stage, head, train, o)
     hf,path = (model, base_of(model).name_or_path) if isinstance(model, (PreTrainedModel, PeftModel)) else (None, model_dir(model))
+    if hf is not None and stage.head in label_heads and head_kind(hf)!=stage.head:
+        raise LmftError(f'{type(base_of(hf)).__name__} has no head for {stage.head.replace("_", " ")}; give its folder or its name on the hub, '
+                        'and it gets a new one')
     tok = tok or load_tokenizer(path)
     if o.get('chat_template'): tok.chat_template = named_template(o['chat_template'])
     names = {k: o[k] for k in ('label_names',) if o.get(k)}

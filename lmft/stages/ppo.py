@@ -254,9 +254,7 @@ def _rollout_dls(tok, n, num_ppo_epochs, bs, n_acc, seed, device):
     train = RolloutDL([], n, num_ppo_epochs, n_acc=n_acc, shuffle=True, seed=seed, **kw)
     return DataLoaders(train, RolloutDL([], **kw), device=device)
 
-# %% ../../nbs/reference/ppo.ipynb #81d0610c
-def _loss_of(rollouts, clip, clip_high, value_weight):
-    "`ppo_loss` with what the advantage decides: the upper clip limit, the value term, and the KL if it is in the loss"
+def _loss_of(rollouts, clip, clip_high, value_weight):                   # the advantage decides the upper limit and the value term
     high = usual_clip_high.get(rollouts.advantage, clip) if clip_high is None else clip_high
     return partial(ppo_loss, clip=clip, clip_high=high, value_weight=value_weight if rollouts.advantage=='gae' else 0.,
                    kl=kl_estimators[rollouts.kl_estimator] if rollouts.kl_in=='loss' else None, beta=rollouts.beta)
