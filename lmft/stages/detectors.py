@@ -110,7 +110,7 @@ class RewardAlarm(Callback):
         detectors=detectors,  # As in `reward_alarms`
     ): self.others,self.detectors = others,detectors
 
-    def before_train(self):
+    def after_train(self):
         history,rollouts = self.learn.rollouts.history,self.dls.train.dataset
         history[-1] |= answer_measures(rollouts, self.others)
         for name,i in reward_alarms(history, self.detectors).items():

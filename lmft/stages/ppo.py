@@ -34,11 +34,11 @@ from ..models.methods import method_cbs, trainable, usual_lr
 from ..models.parts import head_of, virtual_tokens
 from ..models.wrapper import HFModel
 from ..train.learner import SumMetric, lm_learner, token_loss
-from .advantages import group_advantages, kl_estimators, length_weights, usual_clip_high, usual_length_norm
+from .advantages import advantage_functions, group_advantages, kl_estimators, length_weights, usual_clip_high, usual_length_norm
 from .pairs import NoDropout
 from ..data.messages import last_turn
 from .rewards import rewards_of
-from .rlhf import gae, kl_rewards, ppo_loss, sample_rollouts, token_stats, whiten
+from .rlhf import gae, kl_rewards, ppo_loss, sample_rollouts, sampled_stats, token_stats, whiten
 
 # %% ../../nbs/reference/ppo.ipynb #a94fc2eb
 class ActorCritic(HFModel):
@@ -112,7 +112,17 @@ class Rollouts(Callback):
         some = random.Random(f'{self.seed}-{i}').sample(range(len(self.prompts)), self.n//self.group)
         return [p for p in some for _ in range(self.group)]
     def before_fit(self): self.fit_amp = self.model.amp
-    def before_train(self): self.dls.train.dataset[:] = self.sample_round(self.prompts_of(len(self.history)))
+    def before_train(self):
+        dl = self.dls.train
+        self.single = (dl.n_acc==1 and dl.n==self.n<=dl.bs and self.advantage in advantage_functions      # one update, whose forward
+                       and (self.kl_in=='loss' or not self.beta))                                         # pass measures the policy
+        dl.dataset[:] = self.sample_round(self.prompts_of(len(self.history)), not self.single)
+    def after_pred(self):
+        if not (self.training and self.single): return
+        (logits,_),(tokens,_,*others),now = self.pred,self.yb,self.history[-1]
+        logps,entropy = sampled_stats(logits.detach().float(), tokens)
+        self.learn.yb = tokens,logps,*others
+        now |= dict(kl=float((logps-others[3]).sum())/self.n, entropy=float(entropy.mean()))
     def after_fit(self):
         self.model.amp = self.fit_amp                                # `Precision` has already removed it
         self.sample_round(self.prompts_of(0))                             # the first prompts again, for comparison
@@ -122,12 +132,13 @@ class Rollouts(Callback):
 @patch
 def sample_round(self:Rollouts,
     which:list,  # Positions of the prompts to answer
+    policy:bool=True,  # False: log-probabilities and entropy under the policy follow in the update
 ) -> list:       # Of rollouts with rewards, log-probabilities, values, advantages and returns
     "Sample and score an answer to each prompt, and store the metrics in `history`"
     rollouts = self.sample(self.model.hf, self.tok, [self.prompts[i] for i in which], self.max_new_tokens)
     for r,i in zip(rollouts, which, strict=True): r['record'] = self.records[i] if self.records else {}
     self._score(rollouts)
-    self._measure(rollouts)
+    self._measure(rollouts, policy)
     self._estimate(rollouts)
     parts = {f'reward_{k}': v for k,v in getattr(self.reward, 'means', {}).items()}
     if self.group>1: parts['same_reward'] = self.same
@@ -146,15 +157,17 @@ def _score(self:Rollouts, rollouts):
         r |= dict(score=score, reward=score-self.missing_eos_penalty*(not r['ended']))
 
 @patch
-def _measure(self:Rollouts, rollouts):
+def _measure(self:Rollouts, rollouts, policy):
     "Log-probabilities, entropy and values of each answer's tokens, and log-probabilities under the reference"
     pad_id = self.tok.pad_token_id
-    for r,(logps,entropy,values) in zip(rollouts, token_stats(self.model, rollouts, pad_id)):
-        r |= dict(logps=logps, entropy=entropy, values=values)
+    zeros = (torch.zeros(int((r['labels']!=-100).sum())) for r in rollouts)
+    unknown = ((z*math.nan, z*math.nan, z) for z in zeros)
+    for r,stats in zip(rollouts, token_stats(self.model, rollouts, pad_id) if policy else unknown):
+        r |= zip(('logps', 'entropy', 'values'), stats)
     reference = HFModel(self.ref_model or self.model.hf)
     reference.amp = self.model.amp                                                       # the precision of the policy
     with nullcontext() if self.ref_model else disabled(self.model.hf):
-        for r,(ref_logps,_) in zip(rollouts, token_stats(reference, rollouts, pad_id)): r['ref_logps'] = ref_logps
+        for r,(ref_logps,) in zip(rollouts, token_stats(reference, rollouts, pad_id, entropy=False)): r['ref_logps'] = ref_logps
 
 # %% ../../nbs/reference/ppo.ipynb #009102bd
 @patch
@@ -172,7 +185,7 @@ def _estimate(self:Rollouts, rollouts):
     self.same = (scores.amax(1)==scores.amin(1)).float().mean().item()                      # groups that teach nothing
     if self.same==1 and self.group>1: say_once('all answers to each prompt have the same reward, so this round teaches nothing; look at samples '
                                                'in learn.rollouts.history, and start from a model that is sometimes right')
-    rewards = torch.tensor([r['reward']-beta*k.sum().item() for r,k in zip(rollouts, kls)])
+    rewards = torch.tensor([r['reward']-(beta and beta*k.sum().item()) for r,k in zip(rollouts, kls)])
     a = group_advantages(self.advantage, rewards.view(-1, self.group)).flatten()
     for r,x in zip(rollouts, a): r |= dict(advantages=x.repeat(len(r['logps'])), returns=r['values'])
 
