@@ -247,6 +247,7 @@ def leave_clusters_out(
     bs:int=16,           # records of a step
     lr:float=None,       # highest learning rate (default: by size and method)
     precision:PrecisionName='auto',  # of the matrix products
+    n_jobs:int=1,        # folds that are trained at the same time, each in its own process
     resume:bool=False,   # continue a run that was interrupted, after its finished folds
     **kwargs
 ) -> dict:               # base_mean, few_shot_mean, loto_mean, loco_mean, all_mean, loto_minus_loco with its interval and p
@@ -268,7 +269,7 @@ def leave_clusters_out(
     lm.set_seed(o['seed'])
     with lm.writing(out), _folds_stay():
         table = lm.loco(lambda: lm.load_model(path).to(device), tok, train, test, out, shots, seq_len, o['chat'],
-                        o['max_new_tokens'], o['seed'], _fold_log(out, precision), method=method, steps=max_steps, lr=lr, bs=bs)
+                        o['max_new_tokens'], o['seed'], _fold_log(out, precision), n_jobs=n_jobs, method=method, steps=max_steps, lr=lr, bs=bs)
         lm.plot_bars(table, lm.columns, out/'loco.png')
         with lm.atomic_write(out/'report.html') as f: f.write(str(lm.loco_report(table, train+test)))
         return lm.write_metrics(o, out, lm.column_means(table) | dict(left_out_too_long=long), bad)

@@ -203,7 +203,7 @@ def fit_options(
 
 # %% ../../nbs/reference/defaults.ipynb #7782f4a3
 _above_0 = ('group', 'clip_high', 'epochs', 'max_steps', 'bs', 'n_acc', 'seq_len', 'lr', 'max_new_tokens', 'n_words', 'rows', 'n', 'rouge', 'beta', 'eps',
-            'clip', 'r', 'alpha', 'stride', 'eval_every', 'early_stopping', 'save_every', 'save_total', 'tokens', 'vocab_size', 'desirable_weight', 'undesirable_weight')
+            'clip', 'r', 'alpha', 'stride', 'eval_every', 'early_stopping', 'save_every', 'save_total', 'tokens', 'vocab_size', 'n_jobs', 'desirable_weight', 'undesirable_weight')
 _ranges = {**dict.fromkeys(_above_0, ('a number above 0', lambda x: 0<x<inf)),
            **dict.fromkeys(('shots', 'held_out', 'temperature', 'warmup', 'wd', 'center'), ('0 or more', lambda x: 0<=x<inf)),
            **dict.fromkeys(('dropout', 'label_smoothing'), ('from 0 to below 1', lambda x: 0<=x<1)),
