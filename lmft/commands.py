@@ -368,7 +368,7 @@ def print_estimate(
     device:DeviceName='auto',   # where it would run
     gradient_checkpointing:bool=False,  # blocks are computed twice
 ) -> dict:                  # Parameters, bytes and seconds
-    "Say what a run would take: parameters, peak memory and time, without training"
+    "Say what a run would take: parameters, peak memory, and time by two steps with random weights"
     o = checked(print_estimate, locals(), 'estimate')
     o['model'] = lm.model_dir(o['model'])
     masked = arch=='bert' if model in lm.sizes else (lm.saved_head(o['model']) or '').startswith('masked')
@@ -376,7 +376,7 @@ def print_estimate(
     o |= {k: o[k] or getattr(own, k) for k in ('method', 'bs', 'seq_len')} | dict(head=stage and lm.stages[stage].head)
     steps = max_steps or tokens and -(-tokens//(o['bs']*n_acc*o['seq_len']))
     asked = {k: v for k,v in o.items() if k not in ('command', 'max_steps', 'tokens')}
-    found = lm.estimate(**asked, steps=steps)
+    found = lm.estimate(**asked, steps=steps, timed=True)
     for line in lm.report(found, lm.memory_at_hand(device), **asked): print(line)
     return found
 

@@ -16,8 +16,9 @@ import json, os, subprocess, sys, time, weakref
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
+from statistics import fmean
 
-from ..core import LmftError, dtypes, pick_device, pick_precision
+from ..core import LmftError, dtypes, pick_device, pick_precision, say_once
 from ..train.guards import fewer_rows
 from ..data.tokenizers import check_folder
 from ..data.loaders import lm_dls
@@ -27,7 +28,7 @@ from ..train.learner import TermLoss, lm_learner, token_loss
 from ..models.wrapper import HFModel
 from ..models.loading import adapter_config, archs, heads, read_config, sizes
 from ..models.methods import add_adapter, trainable
-from ..models.parts import base_of, count_params, head_kind, virtual_tokens
+from ..models.parts import base_of, blocks_of, count_params, head_kind, virtual_tokens
 from ..train.speed import checkpoint_blocks
 
 import psutil
@@ -109,7 +110,14 @@ def _config(model, arch, vocab_size, seq_len):
     check_folder(model)
     return read_config(model)
 
-def _without_weights(model, method, head, arch, vocab_size, seq_len):
+def _with_blocks(config, n):
+    "The configuration of the same model with `n` blocks"
+    whole = config.num_hidden_layers
+    for k,v in [*vars(config).items()]:
+        if isinstance(v, list) and len(v)==whole: setattr(config, k, v[:n])             # such as the kind of each block's attention
+    config.num_hidden_layers = n
+
+def _without_weights(model, method, head, arch, vocab_size, seq_len, n_blocks=None):
     "The 🤗 model as it will be trained, made of its configuration on the default device"
     model,adapter = str(model),None
     if (Path(model)/'adapter_config.json').exists():
@@ -117,6 +125,7 @@ def _without_weights(model, method, head, arch, vocab_size, seq_len):
         model,adapter.inference_mode = adapter.base_model_name_or_path,False
         if hasattr(adapter, 'prompt_tuning_init'): adapter.prompt_tuning_init = 'RANDOM'   # else its text is tokenized
     config = _config(model, arch, vocab_size, seq_len)
+    if n_blocks: _with_blocks(config, n_blocks)
     places = getattr(config, 'max_position_embeddings', None) or seq_len
     if seq_len>places: raise LmftError(f'seq_len is {seq_len}, but the model has {places} positions; take shorter rows')
     masked = config.model_type=='bert' or any('Masked' in a or 'PreTraining' in a for a in config.architectures or ())
@@ -209,6 +218,7 @@ def estimate(
     arch:str='llama',   # Architecture of 'tiny' or 'small'
     vocab_size:int=4096,# Vocabulary of 'tiny' or 'small'
     gradient_checkpointing=False,  # Blocks are computed again in the backward pass
+    timed=False,        # Time two steps with random weights on the device, instead of computing their time
 ) -> dict:              # Parameters; bytes at the peak and by part; work and seconds of a step and of the run
     "Parameters, peak memory and time of a run before it starts"
     device = pick_device(str(device))
@@ -222,6 +232,8 @@ def estimate(
                         'measure a short run instead') from e
     speed = machine_speed(device.type, precision)
     tokens,seconds = bs*n_acc*seq_len,m.flops/speed['flops']+m.moved/speed['bytes']+m.n_ops*speed['op']
+    if timed: seconds = _timed(hf, m.peak, seconds, dict(model=model, method=method, bs=bs, seq_len=seq_len, n_acc=n_acc, precision=precision, head=head,
+        device=device.type, labelled=labelled, arch=arch, vocab_size=vocab_size, gradient_checkpointing=gradient_checkpointing))
     run = dict(steps=steps, tokens=steps*tokens, seconds=steps*seconds) if steps else {}
     return dict(count_params(hf), peak=m.peak, **m.at_peak, flops=m.flops, tokens_per_step=tokens,
                 seconds_per_step=seconds, **run)
@@ -249,9 +261,9 @@ def _examples(hf, n, seq_len, labelled):
         yield dict(input_ids=ids, labels=ids.where(mask, -100))
 
 def _real_run(model, method='full', bs=8, seq_len=256, n_acc=1, precision='auto', device='auto', head=None,
-              labelled=None, steps=3, arch='llama', vocab_size=4096, gradient_checkpointing=False):
-    "Bytes at the peak above those before the model was made, and seconds of the fastest step"
-    made_of,device = (model, method, head, arch, vocab_size, seq_len),pick_device(str(device))
+              labelled=None, steps=3, arch='llama', vocab_size=4096, gradient_checkpointing=False, n_blocks=None):
+    "Bytes at the peak above those before the model was made, and mean seconds of the steps after the first"
+    made_of,device = (model, method, head, arch, vocab_size, seq_len, n_blocks),pick_device(str(device))
     with torch.device('meta'): plan = _without_weights(*made_of)
     exs = list(_examples(plan, 2*bs*n_acc*steps, seq_len, labelled))
     kw = dict(bs=bs, n_acc=n_acc, shift=HFModel(plan).causal, packed=not virtual_tokens(plan), device=device)
@@ -262,7 +274,22 @@ def _real_run(model, method='full', bs=8, seq_len=256, n_acc=1, precision='auto'
     if gradient_checkpointing: checkpoint_blocks(learn.model.hf)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     peak = torch.cuda.max_memory_allocated() if device.type=='cuda' else _resident('VmHWM')-before
-    return dict(peak=peak, seconds_per_step=min(clock.seconds[1:] or clock.seconds))
+    return dict(peak=peak, seconds_per_step=fmean(clock.seconds[1:] or clock.seconds))
+
+# %% ../../nbs/reference/estimate.ipynb #1280890a
+def _timed(hf, peak, seconds, settings, patience=20):
+    "Seconds of a step, from steps that are run; `seconds` is what was computed"
+    def run(n=None):
+        with torch.random.fork_rng(): return _real_run(**settings, n_blocks=n)['seconds_per_step']
+    blocks,fits = len(blocks_of(hf)),peak<.8*memory_at_hand(settings['device'])
+    alike = not (settings['method'].startswith(('last', 'gradual')) or base_of(hf).config.is_encoder_decoder
+                 or (Path(settings['model'])/'adapter_config.json').exists())
+    if fits and (3*seconds<patience or blocks<=3 or not alike): return run()
+    if not alike:
+        say_once('the model does not fit, so no step was timed; plan with twice the time')
+        return seconds
+    one,three = run(1),run(3)
+    return one+(blocks-1)*(three-one)/2
 
 # %% ../../nbs/reference/estimate.ipynb #e987eddf
 _child = """
@@ -278,7 +305,7 @@ for o in json.loads(sys.argv[1]):
 def measure(
     runs:list,         # Dicts of arguments of `estimate`; `steps` (3 if left out) are really taken
     holes:bool=False,  # Let the C library keep freed blocks, as it does by itself (CPU)
-) -> list:             # For each peak (bytes) and seconds_per_step (the fastest)
+) -> list:             # For each peak (bytes) and seconds_per_step (the mean after the first)
     "Train for a few steps on random tokens with random weights, in fresh processes, and see what it takes"
     env = dict(os.environ) if holes else dict(os.environ, MALLOC_MMAP_THRESHOLD_=str(2**20))
     done = subprocess.run([sys.executable, '-c', _child, json.dumps(runs)], capture_output=True, text=True, env=env)
