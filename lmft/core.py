@@ -207,10 +207,10 @@ claim_sources = {'Overview': '"Pretraining and Finetuning", an open course page'
 
 def claim_number(
     row:dict,  # A row of the ledger
-) -> str:      # mean [low, high]; n seeds
-    "What was measured, with its interval"
-    n = len(row['values'])
-    return f"{row['mean']:.3g}"+f" [{row['low']:.3g}, {row['high']:.3g}]; {n} seeds"*(n>1)
+) -> str:      # mean [low, high]; 3 seeds of 420 prompts
+    "What was measured, with its interval, and what it counts"
+    k = len(row['values'])
+    return f"{row['mean']:.3g}"+(f" [{row['low']:.3g}, {row['high']:.3g}]; {k} seeds of" if k>1 else ';')+f" {row['n']}"
 
 def _show_claim(row):
     "One tidy row: verdict, sentence with its source, number with interval, how it was measured"
@@ -232,6 +232,7 @@ def claim(
     value,             # Number, or function of a seed (int) that trains and returns one
     holds,             # The rule, a function of a number: True, False, or None where it depends
     how:str,           # How it was measured and what the rule is
+    n:str,             # What one measurement counts, such as '420 prompts'
     source:str='lmft', # Short name of the text that makes the claim
     floor:float=.01,   # Smallest spread that is believed, in the unit of `value`
     seeds:int=3,       # Seeds measured for the ledger
@@ -239,7 +240,7 @@ def claim(
     "Measure what a source says and show the verdict: writes the ledger with `$LMFT_CLAIMS` set, else checks against it"
     path,full = ledger_dir()/f'{id}.json', 'LMFT_CLAIMS' in os.environ
     values = [value(s) for s in range(seeds if full else 1)] if callable(value) else [value]
-    row = dict(id=id, text=text, source=source, how=how, values=values, mean=statistics.fmean(values),
+    row = dict(id=id, text=text, source=source, how=how, n=n, values=values, mean=statistics.fmean(values),
                spread=statistics.stdev(values) if len(values)>1 else 0., floor=floor)
     row |= dict(zip(('low', 'high'), mean_interval(values)))
     row['verdict'] = _verdict(holds, row['low'], row['high'])

@@ -9,7 +9,8 @@ ledger = sorted((root/'nbs/claims').glob('*.json'))
 def test_ledger(path):
     row = json.loads(path.read_text())
     assert row['id'] == path.stem
-    assert len(claim_pages(path.stem)) == 1, 'one page measures a claim'
+    assert len(pages := claim_pages(path.stem)) == 1, 'one page measures a claim'
+    assert row['n'] and f"n='{row['n']}'" in (root/pages[0]).read_text(encoding='utf-8'), 'the page and the ledger count the same'
     assert len(row['values']) == 1 or len(row['values']) >= 3
     assert row['low'] <= row['mean'] <= row['high'] and min(row['values']) <= row['mean'] <= max(row['values'])
 
