@@ -191,7 +191,7 @@ def evaluate_model(
 def compare_models(
     a:list[str],      # folder of a run, model or adapter, hub name, file.gguf, or pkg:NAME; several: runs with different seeds
     b:list[str],      # the same for the other model; runs are paired in their order
-    tasks:list[str],  # Super-NaturalInstructions task files or their folders
+    tasks:list[str],  # Super-NaturalInstructions files or folders, or files of your own questions with answers
     out:str,          # folder that gets compare.csv and metrics.json
     over:Literal['records', 'tasks']='records',  # the interval is for other records of these tasks, or for other tasks like them
     **kwargs
@@ -199,9 +199,9 @@ def compare_models(
     "Is b better than a, or is it noise? Both are asked the same records"
     o = checked(compare_models, locals(), 'compare')
     device = lm.pick_device(o['device'])
-    out,long = lm.free_folder(o),0
+    out,long,bad = lm.free_folder(o),0,[]
     if len(a)!=len(b): raise lm.LmftError(f'--a names {len(a)} runs and --b {len(b)}; runs are paired, so give equally many')
-    *_,test,bad = _to_ask(o | dict(model=a[0]))
+    test = lm.asked_records(tasks, o['n'], o['categories'], o['on_bad'], bad, o['seed'])
     for m in *a,*b:                                                       # all are asked the records that fit all of them
         path = lm.model_dir(m)
         test,n = _that_fit(o, [test], lm.load_tokenizer(path), _room(o, lm.load_model(path, dtype='auto')), bad)

@@ -93,12 +93,13 @@ def _found(record, wanted):
     if talk and name in ('plain', 'prompt', 'labelled', 'completion'):
         name,found = _fit(frozenset([talk]), frozenset(), len(shapes))
     if name: return name,found
-    closest = max(shapes, key=lambda name: (sum(f in record for f in shapes[name].fields), -len(shapes[name].fields)))
-    needs,others = shapes[closest].fields,[k for k in record if k not in shapes[closest].fields]
+    told = set(record)-metadata                                        # an id tells nothing
+    closest = max(shapes, key=lambda name: (len(told & set(shapes[name].fields)), -len(shapes[name].fields)))
+    needs,others = shapes[closest].fields,[k for k in record if k in told and k not in shapes[closest].fields]
     missing = next((f for f in needs if f not in record), needs[0])
     theirs = field_names(others[:1] or ['NAME'])
     hint = f"the nearest, {closest}, needs {', '.join(needs)}; name yours with columns, such as {missing}={theirs}"
-    if len(others)==len(record): hint = f'name yours with columns, such as text={theirs}'
+    if len(others)==len(told): hint = f'name yours with columns, such as text={theirs}'
     raise BadRecord(f'the fields ({field_names(record)}) are of no known shape', hint=hint)
 
 # %% ../../nbs/reference/shapes.ipynb #b438a0d0
@@ -182,8 +183,11 @@ def parse_columns(
             raise LmftError(f"columns: '{bad}' is not FIELD=COLUMN, such as text=review")
         if len({k for k,_ in pairs})<len(pairs): raise LmftError('columns: a field is named twice; name each once')
         columns = dict(pairs)
-    for k in columns or {}:
-        if k not in _known(): raise LmftError(f"columns: '{k}' is no field of lmft; {_near(k, _known())}")
+    others = {a for names in aliases.values() for a in names}
+    for k,v in (columns or {}).items():
+        if k in others or k in _known(): continue
+        hint = f"write {v}={k}, the name that lmft knows first" if v in _known() else _near(k, _known())
+        raise LmftError(f"columns: '{k}' is no field of lmft; {hint}")
     return dict(columns or {})
 
 # %% ../../nbs/reference/shapes.ipynb #a296ac39

@@ -24,7 +24,7 @@ from scipy.optimize import brentq
 
 from ..data.tokenizers import load_tokenizer
 from .evaluation import grades
-from .tasks import read_tasks, split_tasks
+from .tasks import asked_records
 from ..models.loading import load_model
 from ..stages.builders import model_dir
 
@@ -91,7 +91,7 @@ class Comparison:
         return 'better' if self.difference>0 else 'worse'
     def __repr__(self):
         n = f"{self.records} records of {len(self.table)} task{'s'*(len(self.table)>1)}"+f', {self.seeds} seeds'*(self.seeds>1)
-        shows = f' A difference of {self.smallest:.3f} is found in 80 % of such comparisons.' if self.smallest else ' The differences do not vary.'
+        shows = f' A difference of {self.smallest:.3f} is found in 80 % of such comparisons.' if self.smallest else ' Both have the same scores.' if self.a==self.b else ' The differences do not vary.'
         return (f'b - a = {self.difference:+.3f}, {self.level:.0%} interval {self.low:+.3f} to {self.high:+.3f}, p = {self.p:.2g}: {self.verdict}. '
                 f'a {self.a:.3f}, b {self.b:.3f}; {n}.{shows}')
     def _repr_markdown_(self):
@@ -135,7 +135,7 @@ def _graded(who, rows, device, kwargs):
 def compare(
     a,               # Model folder, hub name or (model, tokenizer); a list of them: runs with different seeds
     b,               # The same for the other model; runs are paired in their order
-    tasks,           # Task files or folders, of which the same test records are asked as by `lmft evaluate`; or a list of records
+    tasks,           # Files or folders as in `asked_records`, or a list of records
     n:int=50,        # Maximum number of records of a task from files
     over='records',  # As in `compare_scores`
     level=.95,       # Level of confidence
@@ -147,10 +147,13 @@ def compare(
     if len(a)!=len(b): raise LmftError(f'{len(a)} runs of a and {len(b)} of b cannot be paired')
     if 'on_bad' in kwargs: raise LmftError('a comparison cannot leave out records that one of the models cannot take; use `fit_tasks` before')
     given = isinstance(tasks, (list, tuple)) and tasks and isinstance(tasks[0], dict)
-    rows = [*tasks] if given else split_tasks(read_tasks(tasks), n_test=n)[1]
-    if any('task' not in r for r in rows): raise LmftError('each record needs a task; see `read_tasks`')
-    if over=='records' and len(rows)>1: say_once(f'{len(rows)} records: a difference of about {smallest_effect(len(rows), level=level):.2f} '
-                                                 'is found four times in five')
+    rows = [*tasks] if given else asked_records(tasks, n)
+    for i,r in enumerate(rows, 1):
+        if lacks := {'task', 'instruction', 'input', 'output'}-set(r): raise LmftError(f"record {i} has no {', '.join(sorted(lacks))}; see `asked_records`")
+    if over=='records' and len(rows)>1:
+        least = smallest_effect(len(rows), level=level)
+        say_once(f'{len(rows)} records are too few to show any difference' if least>1 else
+                 f'{len(rows)} records: by a guess beforehand, a difference of about {least:.2f} is found four times in five')
     device = device or pick_device()
     scores = [[_graded(m, rows, device, kwargs) for m in side] for side in (a, b)]
     return compare_scores(*scores, [r['task'] for r in rows], over, level)
