@@ -65,7 +65,7 @@ class exports(Processor):
         self.before = cell
 
 class outputs(Processor):
-    "No metadata that hides API names from the contents, no JavaScript of others for tables, a text for each image"
+    "No metadata that hides API names from the contents, no JavaScript of others for tables and widgets, a text for each image"
     def begin(self):
         self.said = ''
         self.nb.metadata.pop('widgets', None)
@@ -74,6 +74,7 @@ class outputs(Processor):
         cell.metadata.pop('execution', None)
         for o in cell.get('outputs', []):
             data = o.get('data', {})
+            if 'text/html' in data: data.pop('application/vnd.jupyter.widget-view+json', None)
             if html := data.pop('text/html', None): data['text/markdown'] = '````{=html}\n' + ''.join(html).strip() + '\n````'
             if 'image/png' in data and 'fig-alt' not in cell.source:
                 alt = json.dumps(last_sentence(self.said) or 'plot', ensure_ascii=False)

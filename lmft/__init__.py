@@ -72,6 +72,7 @@ Modules:
 - `lmft.stages.making`: Records by hand, from templates, or from a language model, each with its origin, and a filter for near-duplicates
 - `lmft.stages.pairs`: A chosen and a rejected answer as two sequences of one batch, with the log-probabilities of a reference
 - `lmft.stages.people`: A person ranks answers one after the other; each ranking is on disk before the next question
+- `lmft.stages.pictures`: Tokens coloured by their probability, attention with its mask, and the answers of several models in one place
 - `lmft.stages.ppo`: Reinforcement learning in the one loop: a value head, rollouts that fill the loader, and a learner
 - `lmft.stages.predicting`: Add classes, entities, answers or texts to every record of a file, and go on after an interruption
 - `lmft.stages.prediction`: Predict with any tuned model: records come back with classes, numbers, entities, answers or completions

@@ -13,12 +13,11 @@ __all__ = ['parse_ranking', 'write_ranking', 'answers_key', 'shared_raters', 'ra
            'collect', 'rank_by', 'by_hand', 'RankingWidget']
 
 # %% ../../nbs/reference/rankings.ipynb #ac04be28
-import json, re
+import html, json, re
 from pathlib import Path
 
 from ..core import BadRecord, LmftError, write_jsonl
 from fastcore.basics import patch
-from IPython.display import display
 
 from ..data.messages import as_asked, last_turn
 from ..data.records import read_records
@@ -194,7 +193,7 @@ class RankingWidget:
         self.rows.append(dict(self.todo.pop(0), ranks=[n.value for n in self.ranks], **self.by))
         write_jsonl(self.rows, self.path)
         self._next()
-    def _ipython_display_(self): display(self.box)
+    def _repr_mimebundle_(self, **kwargs): return dict(self.box._repr_mimebundle_(**kwargs), **{'text/html': self._still()})
 
 # %% ../../nbs/reference/rankings.ipynb #d9c82fc0
 @patch
@@ -206,3 +205,12 @@ def _form(self:RankingWidget, record):
     save.on_click(lambda _: self.save())
     lines = [self.w.HBox([rank, self.w.Label(a)]) for rank,a in zip(self.ranks, record['responses'])]
     return [self.w.Label(last_turn(record['prompt'])), *lines, save]
+
+@patch
+def _still(self:RankingWidget):
+    "What the widget shows, as HTML for pages on which nothing runs"
+    if not self.todo: return f'<p>{html.escape(self.box.children[0].value)}</p>'
+    rows = [f'<input type="number" value="{rank.value}" aria-label="rank" style="width:5em" disabled> {html.escape(a)}'
+            for rank,a in zip(self.ranks, self.todo[0]['responses'])]
+    lines = [html.escape(last_turn(self.todo[0]['prompt'])), *rows, f'<button disabled>Save ({len(self.todo)} to go)</button>']
+    return ''.join(f'<p>{l}</p>' for l in lines)
