@@ -93,6 +93,7 @@ Modules:
 - `lmft.train.learner`: One loop for every stage, hence long: fastai's, made exact for tokens
 - `lmft.train.optim`: AdamW that decays matrices alone, groups of parameters by depth, and learning-rate schedules
 - `lmft.train.processes`: The same cell and the same command on several processes, with the same weights as on one
+- `lmft.train.sharding`: Each process holds a part of every weight (FSDP2), so a model may be larger than one device
 - `lmft.train.speed`: Less memory or less time per step, with the same final weights
 - `lmft.train.validation`: Validate every so many steps, and stop when it no longer gets better
 - `lmft.training`: `lmft pretrain`, `finetune`, `sft`, `reward`, `dpo`, `ppo`: a builder and a run, each as one typed function
