@@ -113,7 +113,7 @@ def test_a_divided_model_goes_on_in_one_process(divided, tmp_path):
     folder,argv = divided
     job,begun = torchrun([*argv['clm'], '--out', tmp_path/'run'], log=subprocess.DEVNULL, **fsdp),time.time()
     kept = tmp_path/'run/checkpoints/step-00000012'
-    while job.poll() is None and not kept.exists() and time.time()<begun+120: time.sleep(.01)
+    while job.poll() is None and not kept.exists() and time.time()<begun+300: time.sleep(.01)
     family = psutil.Process(job.pid).children(recursive=True)
     for p in [psutil.Process(job.pid), *family]: p.send_signal(signal.SIGKILL)
     job.wait()

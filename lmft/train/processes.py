@@ -91,6 +91,7 @@ class Processes(Callback):
     ):
         self.accelerator,self.ddp,self.shared = join_processes(device),None,None
         self.rank,self.n,self.device = rank_distrib(),num_distrib(),device
+        self.parts = self.accelerator is not None and asks_for_shards()            # FSDP instead of DDP
 
     def after_create(self):
         self._divide()
@@ -155,16 +156,19 @@ def after_fit(self:Processes):
 @patch
 def _divide(self:Processes):
     "With FSDP: the model in parts, and `learn.save` that gathers them"
-    self.parts = asks_for_shards() and self.accelerator is not None
     if not self.parts: return
     self.learn.model = shard(self.learn.model, self.device or pick_device())
     self.trained = [p.requires_grad for p in self.learn.model.parameters()]
-    self.learn.save = self._save
+    self.learn.save,self.learn.push_to_hub = self._save,_push
+
+def _push(*args, **kwargs): raise LmftError('with FSDP save the model, open it in one process (load_learner), and push that')
 
 @patch
 def _same_weights(self:Processes):
     "What FSDP cannot do, in one line"
     if not self.parts: return
+    if not is_divided(dict(self.model.named_parameters())):
+        raise LmftError('the model is in one piece; with FSDP give Processes() to the learner when it is made, and save after its last fit')
     if self.trained!=[p.requires_grad for p in self.model.parameters()]:
         raise LmftError('with FSDP the weights that are trained stay the same (no gradual, no freeze); use another method, or DDP')
     if hasattr(self.learn, 'precision') and self.learn.precision.used=='fp16': raise LmftError('fp16 was not tried with FSDP; use bf16 or fp32')
