@@ -169,7 +169,7 @@ def _run(argv):
         return 0
     if o.pop('print_config', False): return _print_config(name, o)
     found = commands[name](**o)
-    if isinstance(found, dict) and 'out' in o: print(_metrics(name, found, o['out']))
+    if isinstance(found, dict) and 'out' in o and not int(os.environ.get('RANK', 0)): print(_metrics(name, found, o['out']))
     return int(name=='doctor' and bool(found))
 
 def _print_config(name, o):

@@ -35,6 +35,7 @@ from .train.checkpoints import Checkpoint, KeepBest
 from .train.guards import guarded
 from .train.learner import few_steps_line
 from .train.processes import in_turn, rank_distrib
+from .train.sharding import asks_for_shards, whole
 from .train.speed import checkpoint_blocks, compile_blocks
 from .train.validation import EarlyStopping, ValidateEvery
 from fastcore.foundation import L
@@ -217,6 +218,9 @@ def _watched(learn, o):
 def _prompts(learn, n=3, answer=24):
     "The first prompts of the validation data that leave positions for an answer; what comes of them goes into the card"
     if not learn.stage.prompt or learn.held is None: return []
+    if asks_for_shards():
+        say_once('with FSDP no answers are sampled during the run')                                # the first process cannot ask alone
+        return []
     most,found = (max_positions(learn.hf) or 512)-virtual_tokens(learn.hf)-answer,[]
     for p in map(learn.stage.prompt, learn.held[:20]):
         try: fits = 0<len(encode_prompt(p, learn.tok))<=most
@@ -274,7 +278,8 @@ def run_training(
     names = ['valid_loss', *('valid_bpb' if m.name=='bpb' else m.name for m in learn.metrics)] if not rounds else []
     with writing(out), guarded(learn, less):
         metrics = _fit(learn, o, out, names, steps, keep_dl)
-        metrics |= learn.stage.final(learn, learn.held) if learn.stage.final else {}
+        learn.model = whole(learn.model)                                   # FSDP: in the first process, on the CPU
+        if learn.stage.final and not (rank_distrib() and asks_for_shards()): metrics |= learn.stage.final(learn, learn.held)
         metrics = _last_metrics(learn, o, names, metrics) | learn.report.counts
         if rank_distrib(): return metrics                                                        # one writes for all
         if rounds: write_jsonl(learn.rollouts.history, out/'rounds.jsonl')

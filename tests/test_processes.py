@@ -17,12 +17,13 @@ from lmft.world.tasks import instruction_rows
 from running import figures, lines, log, run
 
 child = "import json, sys; from lmft.cli import main; sys.exit(max(main(a) for a in json.loads(sys.argv[1])))"
+fsdp = dict(ACCELERATE_USE_FSDP='true', FSDP_VERSION='2')
 
-def torchrun(*commands, log=subprocess.PIPE):
+def torchrun(*commands, log=subprocess.PIPE, n=2, **more):
     "Start commands, one after the other, on two processes"
     argv = json.dumps([[str(a) for a in c] for c in commands])
-    env = os.environ | dict(OMP_NUM_THREADS='1')
-    return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--no-python', sys.executable,
+    env = os.environ | dict(OMP_NUM_THREADS='1') | more
+    return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', str(n), '--no-python', sys.executable,
                              '-c', child, argv], env=env, stdout=subprocess.DEVNULL, stderr=log, text=True)
 
 def weights(out): return load_file(next((out/'model').glob('*.safetensors')))
@@ -84,6 +85,44 @@ def test_both_killed_and_gone_on(commands, two, tmp_path):
     assert job.returncode==0, err
     mine,whole = weights(out),weights(two/'drop')
     assert all(torch.equal(mine[k], whole[k]) for k in whole) and log(out)==log(two/'drop')
+
+@pytest.fixture(scope='module')
+def divided(commands, tmp_path_factory):
+    "Folder of twenty steps on two processes that each hold a part of the model (FSDP2), and their commands"
+    tmp,steps = tmp_path_factory.mktemp('divided'),['--max_steps', 20, '--save_every', 12]
+    both = {'clm': [*commands['clm'], *steps, '--lr', 1e-3], 'sft': [*commands['sft'], *steps]}
+    job = torchrun(*([*c, '--out', tmp/name] for name,c in both.items()), **fsdp)
+    err = job.communicate()[1]
+    assert job.returncode==0, err
+    return tmp,both
+
+@pytest.mark.parametrize('name', ['clm', 'sft'])
+def test_a_divided_model_is_the_same(divided, tmp_path, name):
+    "Weights were 2e-6 apart when this was written"
+    folder,argv = divided
+    run(*argv[name], '--out', tmp_path/name)
+    one,other = weights(tmp_path/name),weights(folder/name)
+    assert one.keys()==other.keys()
+    for k in one: torch.testing.assert_close(other[k], one[k], atol=1e-5, rtol=0, msg=k)
+    for a,b in zip(log(tmp_path/name), log(folder/name), strict=True): assert a==pytest.approx(b, abs=1e-5)
+    assert figures(tmp_path/name)==pytest.approx(figures(folder/name), abs=1e-5)
+    assert sorted(p.name for p in (folder/name).rglob('*'))==sorted(p.name for p in (tmp_path/name).rglob('*'))
+
+def test_a_divided_model_goes_on_in_one_process(divided, tmp_path):
+    "Two processes are killed at a checkpoint in parts; one process takes it up"
+    folder,argv = divided
+    job,begun = torchrun([*argv['clm'], '--out', tmp_path/'run'], log=subprocess.DEVNULL, **fsdp),time.time()
+    kept = tmp_path/'run/checkpoints/step-00000012'
+    while job.poll() is None and not kept.exists() and time.time()<begun+300: time.sleep(.01)
+    family = psutil.Process(job.pid).children(recursive=True)
+    for p in [psutil.Process(job.pid), *family]: p.send_signal(signal.SIGKILL)
+    job.wait()
+    psutil.wait_procs(family, timeout=10)
+    assert sorted(p.suffix for p in kept.iterdir())==['.json', '.safetensors', '.safetensors']
+    assert not (tmp_path/'run/metrics.json').exists(), 'the run ended before it was killed'
+    run(*argv['clm'], '--out', tmp_path/'run', '--resume')
+    one,whole = weights(tmp_path/'run'),weights(folder/'clm')
+    for k in whole: torch.testing.assert_close(one[k], whole[k], atol=1e-5, rtol=0, msg=k)
 
 def test_an_error_is_said_once(commands, tmp_path):
     (tmp_path/'broken.jsonl').write_text('{"text": "fine"}\n{"text": nul}\n')

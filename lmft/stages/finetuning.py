@@ -34,6 +34,7 @@ from ..generation import evaluating, seq_logps
 from ..models.wrapper import HFModel
 from .classification import class_decoders, class_loss, class_prediction, label_name, problem_type
 from ..train.learner import lm_learner
+from ..train.sharding import shard
 from ..models.parts import base_of
 from ..models.parts import is_causal, max_positions
 from ..models.methods import method
@@ -208,7 +209,8 @@ def tune_learner(
             if stays.search(n): p.requires_grad_(False)
     if isinstance(dls.train, ClassDL): kwargs.setdefault('loss_func', class_loss(model))
     own = [cb() for name,cb in method_cbs.items() if name==method.partition(':')[0]]
-    learn = lm_learner(dls, model, lr=lr or usual_lr(model, method) or 1e-3, cbs=[*own, *L(cbs)], **kwargs)
+    lr = lr or usual_lr(model, method) or 1e-3
+    learn = lm_learner(dls, shard(model, getattr(dls, 'device', None)), lr=lr, cbs=[*own, *L(cbs)], **kwargs)
     if isinstance(dls.train, ClassDL): vars(learn.loss_func).update(class_decoders(model))
     return learn
 

@@ -13,10 +13,12 @@ __all__ = ['rng_state', 'set_rng_state', 'gather_all', 'weights_hash', 'checkpoi
 
 # %% ../../nbs/reference/checkpoints.ipynb #2b70a40d
 import hashlib, json, random, shutil, time, warnings
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from ..core import LmftError, atomic_path
+from ..core import LmftError, atomic_path, say_once
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -29,6 +31,7 @@ from safetensors.torch import load_file, save_file
 
 from .callbacks import StepLog
 from .learner import SumMetric
+from .sharding import is_divided, like, load_parts, save_parts, whole_tensor
 
 # %% ../../nbs/reference/checkpoints.ipynb #5cbad725
 def rng_state() -> dict:
@@ -112,7 +115,7 @@ def weights_hash(
     h = hashlib.sha256()
     for n,p in model.named_parameters():
         h.update(n.encode())
-        h.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        h.update(whole_tensor(p.detach()).cpu().contiguous().flatten().view(torch.uint8).numpy())
     return h.hexdigest()[:16]
 
 def _tensors(model, opt):
@@ -121,14 +124,17 @@ def _tensors(model, opt):
     for p in (p for g in opt.param_groups for p in g['params']):
         found[f'weight/{names[id(p)]}'] = p.detach()
         found |= {f'{k}/{names[id(p)]}': v for k,v in opt.state.get(p, {}).items()}
-    return {k: v.cpu().contiguous() for k,v in found.items()}
+    return found
+
+def _on_cpu(tensors): return {k: whole_tensor(v).cpu().contiguous() for k,v in tensors.items()}
 
 def _set_tensors(model, opt, found):
     ps = dict(model.named_parameters())
     for k,v in found.items():
         kind,_,name = k.partition('/')
+        v = like(v, ps[name])
         if kind=='weight': ps[name].data.copy_(v)
-        else: opt.state[ps[name]][kind] = v.to(ps[name].device)
+        else: opt.state[ps[name]][kind] = v
 
 # %% ../../nbs/reference/checkpoints.ipynb #d5854991
 def checkpoints(
@@ -137,17 +143,22 @@ def checkpoints(
     "The complete checkpoints in a folder"
     return sorted(p for p in Path(path).glob('step-*') if (p/'state.json').exists())
 
-def _read(path):
-    try: return json.loads((path/'state.json').read_text()), load_file(path/'state.safetensors')
+def _read(path, ps):
+    try:
+        state = json.loads((path/'state.json').read_text())
+        if missing := [f for f in state.get('parts', []) if not (path/f).exists()]: raise OSError(f'{missing[0]} is missing')
+        apart = 'parts' in state or is_divided(ps)
+        return state, load_parts(path, ps) if apart else load_file(path/'state.safetensors')
     except (OSError, ValueError, SafetensorError) as e: raise LmftError(f'{path}: is damaged ({e})') from e
 
 def read_checkpoint(
     path,  # Folder of checkpoints
+    model=None,  # Model that takes it up, where processes wrote their parts or read theirs
 ):         # (state, tensors); None if the folder has no checkpoint yet
     "The newest checkpoint that can be read; a damaged one is skipped with a warning"
     found = checkpoints(path)
     for p in reversed(found):
-        try: return _read(p)
+        try: return _read(p, dict(model.named_parameters()) if model else {})
         except LmftError as e: warnings.warn(f'{e}; an older one is looked for')
     if found: raise LmftError(f'{path}: none of its checkpoints can be read; to begin anew, remove the folder')
 
@@ -169,7 +180,7 @@ class Checkpoint(Callback):
             for half in self.folder.glob('.step-*.tmp'): shutil.rmtree(half, ignore_errors=True)
             for old in [] if self.resume else checkpoints(self.folder): shutil.rmtree(old)           # from another run
         self.begun_with = weights_hash(self.model)
-        if self.resume: self.found = read_checkpoint(self.folder)
+        if self.resume: self.found = read_checkpoint(self.folder, self.model)
         if self.found: self._check(*self.found)
 
     def before_epoch(self):
@@ -192,11 +203,19 @@ def _check(self:Checkpoint, state, tensors):
         odd = min(k for k in mine.keys()|theirs.keys() if mine.get(k)!=theirs.get(k)).removeprefix('weight/')
         raise LmftError(f'{self.folder}: the checkpoint is of another model; {odd} differs')
     now = dict(begun_with=self.begun_with, n_epoch=self.n_epoch, n_iter=len(self.dls.train), processes=len(gather_all(0)))
+    if ('parts' in state or is_divided(tensors)) and now['processes']!=state['processes']:
+        say_once(f"the checkpoint is of {state['processes']} processes, now it is {now['processes']}: dropout masks are others")
+        now.pop('processes')
     words = dict(begun_with='hash of the starting weights', n_epoch='number of epochs',
                  n_iter='number of batches of an epoch', processes='number of processes')
     for k,v in now.items():
         if state[k]!=v:
             raise LmftError(f'{self.folder}: the checkpoint is of another run; the {words[k]} is {v}, it was {state[k]}')
+
+def _set_own_rng(states):
+    rank = rank_distrib()
+    set_rng_state(states[min(rank, len(states)-1)])
+    if rank>=len(states): torch.manual_seed(torch.initial_seed()+rank)               # there were fewer processes
 
 @patch
 def _restore(self:Checkpoint, state, tensors):
@@ -212,18 +231,26 @@ def _restore(self:Checkpoint, state, tensors):
     for name,cb in _with_state(self.learn): cb.set_state(state['callbacks'][name])
     for m,total in zip(_meters(self.learn), state['meters']): m.total = torch.tensor(total, dtype=torch.float64)
     _set_data_state(self.dl, state['data'])
-    set_rng_state(state['rng'][rank_distrib()])                                      # perhaps no batch is left
-    self.learn.dl = _From(self.dl, state['iter'], lambda: set_rng_state(state['rng'][rank_distrib()]))
+    _set_own_rng(state['rng'])                                                       # perhaps no batch is left
+    self.learn.dl = _From(self.dl, state['iter'], partial(_set_own_rng, state['rng']))
 
 # %% ../../nbs/reference/checkpoints.ipynb #9474c8b1
+@contextmanager
+def _one_folder(path):
+    "A folder of the first process, as in `atomic_path`, for those that call this"
+    with nullcontext() if rank_distrib() else atomic_path(path) as tmp:
+        if tmp: tmp.mkdir()
+        yield tmp
+
 @patch
 def save(self:Checkpoint):
     "Write a complete checkpoint or nothing, then delete the oldest"
     learn,step = self.learn,self.learn.train_iter
     smooth,scaler = learn.recorder.smooth_loss,getattr(learn, 'precision', None)
     rng,totals = (rng_state(), _totals(learn)) if self.training else self.ended
-    rng = gather_all(rng)
-    if rank_distrib(): return                                                                # only one process writes
+    rng,tensors = gather_all(rng),_tensors(self.model, self.opt.opt)
+    apart = is_divided(tensors)
+    if rank_distrib() and not apart: return                                                  # only one process writes
     state = dict(begun_with=self.begun_with, processes=len(rng), n_epoch=self.n_epoch,
                  n_iter=len(self.dls.train), epoch=self.epoch, iter=step-self.epoch_start, train_iter=step,
                  pct_train=learn.pct_train, data=self.data, rng=rng, lrs=[float(h['lr']) for h in learn.opt.hypers],
@@ -231,9 +258,11 @@ def save(self:Checkpoint):
                  callbacks={name: cb.state() for name,cb in _with_state(learn)},
                  meters=totals)
     try:
-        with atomic_path(self.folder/f'step-{step:08d}') as tmp:
-            tmp.mkdir()
-            save_file(_tensors(self.model, self.opt.opt), tmp/'state.safetensors')
+        with _one_folder(self.folder/f'step-{step:08d}') as tmp:
+            if apart: save_parts(tensors, tmp := gather_all(tmp)[0])
+            else: save_file(_on_cpu(tensors), tmp/'state.safetensors')
+            if rank_distrib(): return
+            if apart: state['parts'] = sorted(f.name for f in tmp.glob('*.safetensors'))
             (tmp/'state.json').write_text(json.dumps(state))
     except (OSError, SafetensorError) as e:
         raise LmftError(f'{self.folder}: the checkpoint of step {step} cannot be written ({e}); make room and go on from '
@@ -259,7 +288,7 @@ class KeepBest(Callback):
     def _keep(self, loss):
         if not isinstance(loss, float) or loss>=self.best: return                           # perhaps there was no epoch
         self.best,self.step = loss,self.learn.train_iter
-        weights = {k: v for k,v in _tensors(self.model, self.opt.opt).items() if k.startswith('weight/')}
+        weights = _on_cpu({k: v for k,v in _tensors(self.model, self.opt.opt).items() if k.startswith('weight/')})
         if rank_distrib(): return
         with atomic_path(self.path) as tmp: save_file(weights, tmp)
 

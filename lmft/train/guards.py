@@ -22,6 +22,7 @@ from fastai.callback.core import Callback
 
 from .checkpoints import Checkpoint, gather_all
 from .learner import over_ranks
+from .sharding import is_divided
 
 # %% ../../nbs/reference/guards.ipynb #88d5b94b
 class FiniteGuard(Callback):
@@ -57,6 +58,7 @@ def bad_texts(
 ) -> list:        # Of str; empty if the loss of each text is finite, or if the targets are not tokens
     "Texts of this accumulation group whose loss is not finite"
     found,tok = [],learn.dls.train.tok
+    if is_divided(dict(learn.model.named_parameters())): return found      # a process cannot ask the model alone
     for inputs,*targets in learn.token_accumulation.group:
         if len(targets)>1 or len(targets[0])!=int(inputs['loss_mask'].sum()): continue
         for one,y,ids in _each_text(inputs, targets[0]):

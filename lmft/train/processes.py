@@ -16,6 +16,7 @@ __all__ = ['join_processes', 'in_turn', 'own_part', 'Processes', 'rank_distrib']
 import os, sys, warnings
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 from ..core import LmftError, pick_device
 import torch
@@ -29,6 +30,7 @@ from fastcore.basics import patch
 
 from ..data.loaders import LMDL
 from .learner import TokenAccumulation, over_ranks
+from .sharding import asks_for_shards, check_shards, is_divided, shard, whole
 
 # %% ../../nbs/reference/processes.ipynb #73709d5b
 _all_ = ['rank_distrib']
@@ -39,9 +41,10 @@ def join_processes(
 ):                # `accelerate.Accelerator`, or None in a single process
     "Connect to the other processes started by torchrun or accelerate launch; only the first one prints from now on"
     if num_distrib()<2: return
-    for name in ('FSDP', 'DEEPSPEED', 'MEGATRON_LM'):
+    for name in ('DEEPSPEED', 'MEGATRON_LM'):
         if os.environ.get(f'ACCELERATE_USE_{name}', 'false').lower()=='true':
-            raise LmftError(f'the accelerate config asks for {name}, which divides the model; use DDP')
+            raise LmftError(f'the accelerate config asks for {name}, which brings its own loop; use DDP, or FSDP2 to divide the model')
+    if asks_for_shards(): check_shards()
     cpu = torch.device(device or pick_device()).type=='cpu'
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True)              # some get no gradient
     both = InitProcessGroupKwargs(backend='gloo' if cpu else 'cuda:nccl,cpu:gloo')     # metrics are summed on the CPU
@@ -65,13 +68,15 @@ def own_part(
     rank:int,  # Number of the process, from 0
     n:int,     # Number of processes
     rows:list, # Sequences of a whole step
+    equal=False, # All processes need the same number of parts, even if one then has a sequence more than a micro-batch
 ) -> tuple:
     "The batch of process `rank` from the sequences of a step: its part, or all of them if there are too few to divide"
     if len(rows)<n:
         inputs,*targets = type(dl).create_batch(dl, rows)
         for micro in [m[0] for m in inputs.get('group', [(inputs,)])]: micro['n_tokens'] = micro['n_tokens']*(rank==0)
         return inputs, *targets
-    parts = n*-(-len(rows)//(n*dl.micro_bs))                         # of equal size, none larger than a micro-batch
+    each = -(-len(rows)//(n*dl.micro_bs))                            # of equal size, none larger than a micro-batch
+    parts = n*(min(each, len(rows)//n) if equal else each)
     cuts = [len(rows)*i//parts for i in range(parts+1)]
     micros = [dl._collate(rows[a:b]) for a,b in pairwise(cuts) if a<b][rank::n]          # masks are sampled for all sequences
     if len(micros)==1: return micros[0]
@@ -85,9 +90,11 @@ class Processes(Callback):
         device=None,  # Device of the model; None: a GPU if there is one
     ):
         self.accelerator,self.ddp,self.shared = join_processes(device),None,None
-        self.rank,self.n = rank_distrib(),num_distrib()
+        self.rank,self.n,self.device = rank_distrib(),num_distrib(),device
+        self.parts = self.accelerator is not None and asks_for_shards()            # FSDP instead of DDP
 
     def after_create(self):
+        self._divide()
         if not self.accelerator or not (self.rank or self.accelerator.state.fork_launched): return
         self.learn.remove_cbs(ProgressCallback)                          # a fork of a notebook cannot display
         self.learn.logger = noop
@@ -97,6 +104,8 @@ class Processes(Callback):
         self._share()
         if self.ddp: return
         if self.rank: torch.manual_seed(torch.initial_seed()+self.rank)              # other dropout masks
+        if self.parts: self.ddp = self.model                                         # each micro-batch sends its gradients
+        if self.ddp: return
         self.ddp = self.accelerator.prepare_model(self.model)
         acc = self.learn.token_accumulation
         def backward(*micro):
@@ -106,18 +115,20 @@ class Processes(Callback):
     def before_validate(self): self._share(min(getattr(self.dl, o, 0) for o in ('bs', 'n'))>=self.n)
     def _share(self, enough=True):
         self.shared = self.dl if enough and isinstance(self.dl, LMDL) else None
-        if self.shared: self.dl.create_batch = partial(own_part, self.dl, self.rank, self.n)
+        if self.shared: self.dl.create_batch = partial(own_part, self.dl, self.rank, self.n, equal=bool(self.parts))
 
 # %% ../../nbs/reference/processes.ipynb #4b563e40
 @patch
 def before_batch(self:Processes):
-    if self.training: self.learn.model = self.ddp
+    if self.training:
+        self.learn.model = self.ddp
+        self._same_weights()
     elif self.xb[0].get('n_tokens')==0:                                       # another process counts these sequences
         self.learn.yb = ()
-        raise CancelBatchException()
+        if not self.parts: raise CancelBatchException()                       # it needs the parts of this one
 @patch
 def after_pred(self:Processes):
-    if self.training: self.learn.model = self.ddp.module
+    if self.training: self.learn.model = getattr(self.ddp, 'module', self.ddp)
 
 @patch
 def before_step(self:Processes):
@@ -137,6 +148,40 @@ def after_validate(self:Processes): self.after_train()
 def after_fit(self:Processes):
     self.after_train()                                                      # for a fit that was stopped
     if not self.ddp: return
-    del vars(self.learn.token_accumulation)['_backward']
+    vars(self.learn.token_accumulation).pop('_backward', None)
     self.ddp = None
     self.accelerator.free_memory()
+
+# %% ../../nbs/reference/processes.ipynb #73bb1a98
+@patch
+def _divide(self:Processes):
+    "With FSDP: the model in parts, and `learn.save` that gathers them"
+    if not self.parts: return
+    self.learn.model = shard(self.learn.model, self.device or pick_device())
+    self.trained = [p.requires_grad for p in self.learn.model.parameters()]
+    self.learn.save,self.learn.push_to_hub = self._save,_push
+
+def _push(*args, **kwargs): raise LmftError('with FSDP save the model, open it in one process (load_learner), and push that')
+
+@patch
+def _same_weights(self:Processes):
+    "What FSDP cannot do, in one line"
+    if not self.parts: return
+    if not is_divided(dict(self.model.named_parameters())):
+        raise LmftError('the model is in one piece; with FSDP give Processes() to the learner when it is made, and save after its last fit')
+    if self.trained!=[p.requires_grad for p in self.model.parameters()]:
+        raise LmftError('with FSDP the weights that are trained stay the same (no gradual, no freeze); use another method, or DDP')
+    if hasattr(self.learn, 'precision') and self.learn.precision.used=='fp16': raise LmftError('fp16 was not tried with FSDP; use bf16 or fp32')
+
+@patch
+def _save(self:Processes, folder, with_opt=None, dtype=None):
+    "`learn.save` of all processes: the first writes what they have together"
+    learn,parts = self.learn,self.learn.model
+    def write(): return type(learn).save(learn, folder, with_opt, dtype)
+    if not is_divided(dict(parts.named_parameters())): return write()                    # it was gathered before
+    if with_opt is not None or hasattr(learn, 'lr_finder'):
+        raise LmftError("with FSDP a learner is saved as a model; fastai's own checkpoint and lr_find need DDP or one process")
+    learn.model = whole(parts)
+    try: in_turn(write)
+    finally: learn.model = parts
+    return Path(folder)

@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..data.loaders import make_batch
 from .learner import TokenAccumulation, token_loss
+from .sharding import asks_for_shards
 from ..models.parts import base_of, blocks_of, head_of
 
 # %% ../../nbs/reference/speed.ipynb #eb3653f7
@@ -68,6 +69,7 @@ def _obstacle(learn):
     "The reason why the loss cannot be computed from the head's input; None if it can"
     model = getattr(learn.model, 'module', learn.model)
     head = base_of(model.hf).get_output_embeddings()
+    if asks_for_shards(): return 'the model is divided among processes (FSDP)'
     if learn.loss_func.func is not token_loss: return 'the loss is not that of tokens'
     if type(head) is not nn.Linear: return 'the head is not a plain matrix'
     if learn.recorder.train_metrics: return 'metrics of the training need logits'
@@ -149,6 +151,7 @@ def compile_blocks(
     **kwargs # Other arguments of `torch.compile`, such as `backend`
 ):
     "Compile the blocks of a model, with the same code for all lengths; the first steps are slow"
+    if asks_for_shards(): raise LmftError('compile was not tried with FSDP; leave it out, or use DDP')
     cxx = shlex.split(os.environ.get('CXX', ''))[:1] or ['g++']
     if not kwargs and not shutil.which(cxx[0]):
         raise LmftError(f'torch.compile needs a C++ compiler, but {cxx[0]} is not there; install it, or do not compile')
