@@ -91,10 +91,11 @@ Modules:
 - `lmft.train.forecast`: Minutes to go for the whole run, all epochs and validations, seconds after it has begun
 - `lmft.train.guards`: A loss that is not finite, a full memory, a full disk, a signal to stop: one clear line, and no checkpoint is lost
 - `lmft.train.learner`: One loop for every stage, hence long: fastai's, made exact for tokens
-- `lmft.train.optim`: AdamW that decays matrices alone, groups of parameters by depth, and learning-rate schedules
+- `lmft.train.optim`: AdamW that decays matrices alone, Muon for the matrices of the blocks, groups of parameters by depth, and learning-rate schedules
 - `lmft.train.processes`: The same cell and the same command on several processes, with the same weights as on one
 - `lmft.train.speed`: Less memory or less time per step, with the same final weights
 - `lmft.train.validation`: Validate every so many steps, and stop when it no longer gets better
+- `lmft.train.zloss`: A small term that holds the logits near probabilities, so that long trainings stay stable
 - `lmft.training`: `lmft pretrain`, `finetune`, `sft`, `reward`, `dpo`, `ppo`: a builder and a run, each as one typed function
 - `lmft.world.documents`: Texts about the world in nine kinds, hence long, in a configurable mixture, by year and by domain
 - `lmft.world.facts`: A small world in which every fact is known, long since its twenty-three relations have all their phrasings here

@@ -366,6 +366,7 @@ def print_estimate(
     precision:PrecisionName='auto',  # precision of the matrix products
     device:DeviceName='auto',   # where it would run
     gradient_checkpointing:bool=False,  # blocks are computed twice
+    optimizer:Literal['adamw', 'muon']='adamw',  # optimiser of the run
 ) -> dict:                  # Parameters, bytes and seconds
     "Say what a run would take: parameters, peak memory and time, without training"
     o = checked(print_estimate, locals(), 'estimate')

@@ -162,7 +162,7 @@ def _leave(learn, o, out, config, metrics):
 def _less_memory(o):
     "What the estimate says of a run that did not fit into memory, and of one that takes less; None if it cannot tell"
     if o['stage'] in ('reward', 'dpo', 'ppo'): return                            # their sequences are pairs, or not alone
-    kw = {k: o[k] for k in ('method', 'bs', 'n_acc', 'seq_len', 'arch', 'vocab_size') if o.get(k)}
+    kw = {k: o[k] for k in ('method', 'bs', 'n_acc', 'seq_len', 'arch', 'vocab_size', 'optimizer') if o.get(k)}
     kw |= dict(model=str(model_dir(o['model'])), precision=o['precision'], device=o['device'], head=stages[o['stage']].head,
                gradient_checkpointing=o['gradient_checkpointing'])
     if o['stage']=='mlm': kw = dict(arch='bert') | kw

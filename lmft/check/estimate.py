@@ -14,7 +14,7 @@ __all__ = ['Meter', 'dry_run', 'machine_speed', 'estimate', 'measure', 'memory_a
 # %% ../../nbs/reference/estimate.ipynb #7c73df17
 import json, os, subprocess, sys, time, weakref
 from collections import Counter
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from ..core import LmftError, dtypes, pick_device, pick_precision
@@ -22,7 +22,7 @@ from ..train.guards import fewer_rows
 from ..data.tokenizers import check_folder
 from ..data.loaders import lm_dls
 from ..train.callbacks import mixed_precision
-from ..train.optim import AdamW
+from ..train.optim import AdamW, Muon, hidden_matrices, muon
 from ..train.learner import TermLoss, lm_learner, token_loss
 from ..models.wrapper import HFModel
 from ..models.loading import adapter_config, archs, heads, read_config, sizes
@@ -147,6 +147,7 @@ def dry_run(
     labelled:float=1., # Share of the tokens that are predicted
     precision='fp32',  # 'fp32', 'bf16' or 'fp16'
     device='cpu',      # Where the run will be
+    optimizer='adamw', # 'adamw' or 'muon'
 ) -> Meter:            # Its peak is that of two steps, its work that of the last
     "Train for two steps without content, under a meter"
     meter,model = Meter(max(1, round(bs*seq_len*labelled))),HFModel(hf)          # its parts are found outside of the meter
@@ -156,7 +157,8 @@ def dry_run(
         base_of(hf).tie_weights()
         if model.per_row: meter.n_kept = bs
         model.amp,loss_func = None if precision=='fp32' else dtypes[precision],TermLoss(_losses)
-        opt = AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+        params = [p for p in model.parameters() if p.requires_grad]
+        opt = Muon(params, hidden_matrices(hf), fused=True) if optimizer=='muon' else AdamW(params, fused=True)
         for _ in range(2):
             meter.reset_work()
             for _ in range(n_acc):
@@ -209,6 +211,7 @@ def estimate(
     arch:str='llama',   # Architecture of 'tiny' or 'small'
     vocab_size:int=4096,# Vocabulary of 'tiny' or 'small'
     gradient_checkpointing=False,  # Blocks are computed again in the backward pass
+    optimizer='adamw',  # 'adamw' or 'muon'
 ) -> dict:              # Parameters; bytes at the peak and by part; work and seconds of a step and of the run
     "Parameters, peak memory and time of a run before it starts"
     device = pick_device(str(device))
@@ -216,7 +219,7 @@ def estimate(
     with torch.device('meta'): hf = _without_weights(model, method, head, arch, vocab_size, seq_len)
     if gradient_checkpointing: checkpoint_blocks(hf)
     if labelled is None: labelled = .15 if head_kind(hf) in ('masked', 'pretraining') else 1.
-    try: m = dry_run(hf, bs, seq_len, n_acc, labelled, precision, device.type)
+    try: m = dry_run(hf, bs, seq_len, n_acc, labelled, precision, device.type, optimizer)
     except (DataDependentOutputException, DynamicOutputShapeException) as e:
         raise LmftError(f'{model}: what this model does depends on the content of its inputs ({e.func}); '
                         'measure a short run instead') from e
@@ -249,7 +252,7 @@ def _examples(hf, n, seq_len, labelled):
         yield dict(input_ids=ids, labels=ids.where(mask, -100))
 
 def _real_run(model, method='full', bs=8, seq_len=256, n_acc=1, precision='auto', device='auto', head=None,
-              labelled=None, steps=3, arch='llama', vocab_size=4096, gradient_checkpointing=False):
+              labelled=None, steps=3, arch='llama', vocab_size=4096, gradient_checkpointing=False, optimizer='adamw'):
     "Bytes at the peak above those before the model was made, and seconds of the fastest step"
     made_of,device = (model, method, head, arch, vocab_size, seq_len),pick_device(str(device))
     with torch.device('meta'): plan = _without_weights(*made_of)
@@ -259,6 +262,7 @@ def _real_run(model, method='full', bs=8, seq_len=256, n_acc=1, precision='auto'
     if device.type=='cuda': torch.cuda.reset_peak_memory_stats()
     clock = _Clock()
     learn = lm_learner(dls, _without_weights(*made_of), lr=1e-4, cbs=[clock, *mixed_precision(precision)])
+    if optimizer=='muon': learn.opt_func = partial(muon, matrices=hidden_matrices(learn.model))
     if gradient_checkpointing: checkpoint_blocks(learn.model.hf)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     peak = torch.cuda.max_memory_allocated() if device.type=='cuda' else _resident('VmHWM')-before

@@ -46,9 +46,11 @@ def learner_options(
     method:str='full',             # full, head, last:N, gradual, lora[:R], prefix[:N], prompt[:N], seq_adapter[:R], par_adapter[:R]
     lr:float=None,                 # Highest learning rate (default: by stage, method and size of the model)
     wd:float=.1,                   # Weight decay of matrices, as a share of the learning rate
+    optimizer:Literal['adamw', 'muon']='adamw',  # muon: for the matrices of the blocks, AdamW for the rest (Liu et al., 2025, arXiv:2502.16982)
     betas:tuple[float,float]=(.9, .99),  # AdamW's averages of the gradient and of its square
     eps:float=1e-8,                # AdamW's smallest divisor
     clip:float=1.,                 # Largest norm of the gradient
+    z_loss:float=0.,               # Weight of the squared log of the sum of exponentials of the logits (Chowdhery et al., 2022, arXiv:2204.02311)
     freeze:str=None,               # Regular expression; weights whose names match stay as they are
     bs:int=8,                      # Sequences of a batch
     n_acc:int=1,                   # Batches of an optimiser step
@@ -177,7 +179,7 @@ def ppo_options(
     **kwargs
 ): "Options of proximal policy optimisation"
 
-for k in ('valid', 'columns', 'seq_len', 'packed', 'freeze', 'wd', 'betas', 'eps', 'clip'):       # it makes its own data
+for k in ('valid', 'columns', 'seq_len', 'packed', 'freeze', 'wd', 'optimizer', 'betas', 'eps', 'clip', 'z_loss'):       # it makes its own data
     ps = {n: p for n,p in inspect.signature(ppo_options).parameters.items() if n!=k}
     ppo_options.__signature__ = inspect.signature(ppo_options).replace(parameters=ps.values())
 
@@ -205,7 +207,7 @@ def fit_options(
 _above_0 = ('group', 'clip_high', 'epochs', 'max_steps', 'bs', 'n_acc', 'seq_len', 'lr', 'max_new_tokens', 'n_words', 'rows', 'n', 'rouge', 'beta', 'eps',
             'clip', 'r', 'alpha', 'stride', 'eval_every', 'early_stopping', 'save_every', 'save_total', 'tokens', 'vocab_size', 'desirable_weight', 'undesirable_weight')
 _ranges = {**dict.fromkeys(_above_0, ('a number above 0', lambda x: 0<x<inf)),
-           **dict.fromkeys(('shots', 'held_out', 'temperature', 'warmup', 'wd', 'center'), ('0 or more', lambda x: 0<=x<inf)),
+           **dict.fromkeys(('shots', 'held_out', 'temperature', 'warmup', 'wd', 'center', 'z_loss'), ('0 or more', lambda x: 0<=x<inf)),
            **dict.fromkeys(('dropout', 'label_smoothing'), ('from 0 to below 1', lambda x: 0<=x<1)),
            **dict.fromkeys(('top_p', 'labelled'), ('above 0 and at most 1', lambda x: 0<x<=1)),
            'mlm_probability': ('between 0 and 1', lambda x: 0<x<1), 'seed': ('from 0 to 2**32-1', lambda x: 0<=x<2**32),
