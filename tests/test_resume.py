@@ -23,7 +23,7 @@ def commands(tmp_path_factory):
     (tmp/'ranked.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in ranked))
     run('reward', '--data', tmp/'ranked.jsonl', '--model', tmp/'base', '--max_steps', 2, '--out', tmp/'rm')
     return dict(clm=[*text, '--arch', 'gpt2', '--bs', 8, '--n_acc', 2, '--max_steps', 30],
-                mlm=[*text, '--objective', 'mlm', '--bs', 16, '--max_steps', 30],
+                mlm=[*text, '--objective', 'mlm', '--bs', 16, '--max_steps', 30, '--optimizer', 'muon', '--z_loss', 1e-4],
                 sft=['sft', '--data', tmp/'asks.jsonl', '--model', tmp/'base', '--method', 'lora', '--seq_len', 128, '--bs', 4, '--epochs', 2],
                 best=['sft', '--data', tmp/'asks.jsonl', '--model', tmp/'base', '--seq_len', 128, '--bs', 16, '--epochs', 5, '--lr', 3e-3, '--keep_best'],
                 ppo=['ppo', '--prompts', tmp/'ranked.jsonl', '--model', tmp/'base', '--reward', tmp/'rm', '--max_steps', 4,

@@ -43,8 +43,10 @@ from .table import Report, Stage, stage_lr, stage_of, stages
 from ..train.callbacks import mixed_precision
 from ..train.guards import memory_guarded
 from ..train.learner import LMLearner, lm_learner
+from ..train.optim import adamw, hidden_matrices, muon
 from ..train.processes import Processes, join_processes
 from ..train.speed import loss_cbs
+from ..train.zloss import ZLoss
 import torch
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch
@@ -272,6 +274,12 @@ def prepare(
     return SimpleNamespace(stage=s, options=o, report=report, known=known, model=hf, dls=dls, own=own,
                            method_options={k: o[k] for k in _lora if o[k]!=_lora[k]})
 
+# %% ../../nbs/reference/builders.ipynb #51d2a66e
+def _opt_func(learn, optimizer, betas, eps):
+    "What makes the optimiser when a fit begins"
+    kw = dict(mom=betas[0], sqr_mom=betas[1], eps=eps)
+    return partial(adamw, **kw) if optimizer=='adamw' else partial(muon, matrices=hidden_matrices(learn.hf), **kw)
+
 # %% ../../nbs/reference/builders.ipynb #f0797183
 def stage_learner(
     stage:str,    # Name in `stages`
@@ -286,11 +294,13 @@ def stage_learner(
     "A learner of any stage; the builders below have one name each"
     p = prepare(stage, data, model, tok, given)
     s,o = p.stage,p.options
+    own_cbs = [ZLoss(o['z_loss'])] if o['z_loss'] else []
     _examined(dict(skip=_all_but_ids, model=p.model, dls=p.dls, tok=p.known['tok']))
     with memory_guarded(o['bs']*o['n_acc'], lambda: 'take a smaller bs with a larger n_acc, a shorter seq_len, or method lora'):
         learn = s.learner(p.dls, _frozen(p.model, o['freeze']), o['method'], o['lr'], s.metrics(p.known['tok'], p.model) if metrics is None else metrics,
-                          cbs=[*mixed_precision(p.known['precision']), Processes(p.known['device']), *L(cbs)],
+                          cbs=[*mixed_precision(p.known['precision']), Processes(p.known['device']), *own_cbs, *L(cbs)],
                           **{k: o[k] for k in ('wd', 'clip', 'betas', 'eps')}, method_options=p.method_options, **p.own)
+    learn.opt_func = _opt_func(learn, **{k: o[k] for k in ('optimizer', 'betas', 'eps')})
     learn.add_cbs(loss_cbs(learn))
     if not isinstance(data, DataLoaders): _examined(dict(p.known, model=learn.hf))
     learn.tok,learn.stage,learn.report,learn.held = p.known['tok'],s,p.report,p.known.get('valid')
