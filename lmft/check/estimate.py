@@ -109,7 +109,7 @@ def _config(model, arch, vocab_size, seq_len):
     check_folder(model)
     return read_config(model)
 
-def _without_weights(model, method, head, arch, vocab_size, seq_len):
+def _without_weights(model, method, head, arch, vocab_size, seq_len, **options):
     "The 🤗 model as it will be trained, made of its configuration on the default device"
     model,adapter = str(model),None
     if (Path(model)/'adapter_config.json').exists():
@@ -123,7 +123,7 @@ def _without_weights(model, method, head, arch, vocab_size, seq_len):
     if head and head not in heads: raise LmftError(f"head '{head}' is unknown; use one of {', '.join(heads)}")
     hf = heads[head or ('masked' if masked else 'causal')].from_config(config, dtype=torch.float32)
     if adapter: return add_adapter(hf, adapter)
-    return trainable(hf, 'full' if method=='gradual' else method)         # in the end of gradual all blocks are trained
+    return trainable(hf, 'full' if method=='gradual' else method, **options)         # in the end of gradual all blocks are trained
 
 # %% ../../nbs/reference/estimate.ipynb #ff91e19a
 def _losses(pred, *targets):
@@ -209,11 +209,13 @@ def estimate(
     arch:str='llama',   # Architecture of 'tiny' or 'small'
     vocab_size:int=4096,# Vocabulary of 'tiny' or 'small'
     gradient_checkpointing=False,  # Blocks are computed again in the backward pass
+    r:int=None,         # LoRA: rank
+    targets:str=None,   # LoRA: attention, all, or a regular expression
 ) -> dict:              # Parameters; bytes at the peak and by part; work and seconds of a step and of the run
     "Parameters, peak memory and time of a run before it starts"
     device = pick_device(str(device))
     precision = pick_precision(precision, device)
-    with torch.device('meta'): hf = _without_weights(model, method, head, arch, vocab_size, seq_len)
+    with torch.device('meta'): hf = _without_weights(model, method, head, arch, vocab_size, seq_len, r=r, targets=targets)
     if gradient_checkpointing: checkpoint_blocks(hf)
     if labelled is None: labelled = .15 if head_kind(hf) in ('masked', 'pretraining') else 1.
     try: m = dry_run(hf, bs, seq_len, n_acc, labelled, precision, device.type)
