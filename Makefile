@@ -5,7 +5,10 @@ BIN := .venv/bin
 
 packages = $(foreach p,$(shell sed -n 's/^$(1)_requirements = //p' settings.ini),'$(p)')
 
-.PHONY: tour lab bases test test-real real test-slow claims docs preview readme bench quarto
+# What is tried with other versions of the packages than those of constraints.txt
+quick = tests/test_recipes.py -k 'not memory'
+
+.PHONY: tour lab bases test test-real real test-slow test-lowest test-newest claims docs preview readme bench quarto
 
 .venv/ready: settings.ini setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lmft needs Python 3.11: make PYTHON=python3.11")'
@@ -46,6 +49,17 @@ test-real: real
 # Ten killed runs of each kind instead of one
 test-slow: .venv/ready
 	LMFT_SLOW=1 $(BIN)/pytest tests/test_resume.py
+
+# The lowest versions that settings.ini allows, and the newest that there are, each in an environment of its own (7 GB)
+test-lowest test-newest: test-%: .venv-%/ready
+	$(<D)/bin/python tests/chores.py imports
+	OMP_NUM_THREADS=1 $(<D)/bin/python -m pytest $(quick)
+
+.venv-%/ready: settings.ini setup.py
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q -e . pytest $(if $(filter lowest,$*),$$(sed -n 's/^requirements = //p' settings.ini | sed 's/>=/==/g'))
+	@touch $@
 
 # All claims, or those of one lesson: make claims ID=wrong-labels-still-format
 claims: .venv/ready

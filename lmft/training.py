@@ -60,7 +60,7 @@ def pretrain(
     data:list[str],    # Text: files, folders or hf:NAME[:SPLIT]
     out:str,           # Folder that gets model/, metrics.json, log.jsonl, config.json and loss.png
     *,
-    model:str='tiny',  # tiny, small, or a model whose pretraining goes on
+    model:str='tiny',  # tiny, small, a folder with a config.json alone, or a model whose pretraining goes on
     objective:Literal['clm', 'mlm', 'mlm+nsp']='clm',  # Causal, masked, or masked with next-sentence prediction
     arch:Literal['llama', 'qwen3', 'gpt2', 'bert']=None,  # Architecture of a new model (default: llama, or bert for mlm)
     keep:list[str]=(), # Text whose loss is watched for forgetting

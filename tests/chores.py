@@ -1,4 +1,4 @@
-"What `make` needs of Python: `python tests/chores.py in_step | readme | bases | claims [ID]`."
+"What `make` needs of Python: `python tests/chores.py in_step | readme | bases | imports | claims [ID]`."
 import json, os, re, subprocess, sys
 from pathlib import Path
 from shutil import copy, copytree, ignore_patterns
@@ -54,6 +54,15 @@ def bases():
     for kind in bases: make_base(kind)
     make_chat()
 
+def imports():
+    "Import every module of lmft, and say which versions do so"
+    import lmft
+    from importlib import import_module
+    from importlib.metadata import version
+    from pkgutil import walk_packages
+    for m in walk_packages(lmft.__path__, 'lmft.'): import_module(m.name)
+    print(*(f'{lib} {version(lib)}' for lib in 'torch transformers peft datasets fastai fastcore numpy pandas'.split()), sep=', ')
+
 def claim_pages(id=None):
     "Notebooks that measure the claim `id`, or any claim, in reading order"
     import nbformat
@@ -78,5 +87,6 @@ if __name__ == '__main__':
             if lines := list(out_of_step()): sys.exit('\n'.join(lines))
         case ['readme']: (root/'README.md').write_text(readme(), encoding='utf-8')
         case ['bases']: bases()
+        case ['imports']: imports()
         case ['claims', *id]: claims(*id)
         case _: sys.exit(__doc__)
