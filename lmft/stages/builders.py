@@ -20,13 +20,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from ..check.doctor import checks, examine, reject
-from ..core import BadRecord, LmftError, dtypes, large_pages, pick_device, pick_precision, set_seed
+from ..core import BadRecord, LmftError, dtypes, large_pages, pick_device, pick_precision, say_once, set_seed
 from ..data.loaders import LMDL
 from ..data.messages import as_asked
 from ..data.tokenizers import load_tokenizer, train_tokenizer
 from ..data.ondisk import records_on_disk
 from ..data.records import read_records, read_splits, records_from
 from ..data.splits import split_places
+from ..data.streaming import Endless, StreamPosition, TextStream
 from ..data.templates import named_template
 from ..generation import encode_prompt
 from ..models.gguf import as_folder
@@ -205,7 +206,7 @@ def _complete(stage, given):
     options.check_values(stage, ps, given)
     return {k: p.default for k,p in ps.items()} | given
 
-_shared = [*inspect.signature(options.lora_options).parameters]
+_shared = [*inspect.signature(options.stream_options).parameters]
 _lora = {k: p.default for k,p in inspect.signature(options.lora_options).parameters.items()
          if k not in [*inspect.signature(options.learner_options).parameters, 'load_in_4bit']}
 
@@ -234,6 +235,23 @@ def _frozen(model, pattern):
         raise LmftError(f"freeze: no weight has a name that matches '{pattern}'")
     return model
 
+# %% ../../nbs/reference/builders.ipynb #d7697b50
+def _streamed(data, stage, o):
+    "The stream of `data`, whose first records are examined, and the records that validate"
+    if not _is_paths(data): raise LmftError('streaming reads files, URLs or hf:NAME; what is in memory needs none, so leave it out')
+    frac = _fraction(o['valid'])
+    if frac not in (None, .1): raise LmftError(f"valid is {o['valid']}; a stream has no length to take a fraction of, so name data, or leave valid out")
+    stream = TextStream(data, None if frac else o['valid'], o['seed'], o['on_bad'], o['columns'], o['shuffle_buffer'], o['workers'])
+    for r in stream.held: check_fields(r, stage.fields, 'the validation data', stage.name)
+    return stream, stream.held
+
+def _told(train, model, o):
+    "The records that tell a new tokenizer what is frequent"
+    if not (isinstance(train, TextStream) and isinstance(model, str) and model in sizes): return train
+    first = train.first()
+    say_once(f"{train.name}: the tokenizer is trained on the first {len(first):,} records ({sum(len(r['text']) for r in first)/1e6:.1f} million characters)")
+    return first
+
 # %% ../../nbs/reference/builders.ipynb #2eb4d5b3
 _all_but_ids = set(checks)-{'ids beyond the embedding'}
 
@@ -259,11 +277,12 @@ def prepare(
     precision,loader = pick_precision(o['precision'], device),dict(bs=o['bs'], n_acc=o['n_acc'], seed=o['seed'], device=device)
     own = {k: v for k,v in o.items() if k not in _shared and k not in ('arch', 'vocab_size', 'generative', 'chat_template')}
     made,(train,held) = isinstance(data, DataLoaders),(None, None)
-    if not made: train,held = read_data(data, s, o['valid'], o['seed'], report, o['columns'])
+    if o.get('streaming'): train,held = _streamed(data, s, o)
+    elif not made: train,held = read_data(data, s, o['valid'], o['seed'], report, o['columns'])
     if o.get('label_names') and not made: train,held = (with_label_names(rs, o['label_names']) for rs in (train, held))
     known |= dict(skip=s.skip, method=o['method'], precision=precision, device=device, train=train, valid=held)
     set_seed(o['seed'])
-    tok,hf = open_model(model, s, train, tok or (data.train.tok if made else None), o, **_four_bit(o, model, device, precision))
+    tok,hf = open_model(model, s, _told(train, model, o), tok or (data.train.tok if made else None), o, **_four_bit(o, model, device, precision))
     o['seq_len'],packed = _fits(s, o['seq_len'], hf),choose_packing(hf, o['packed'], o['method'])
     o['lr'] = o['lr'] or stage_lr(s, hf, o['method'], model if model in ('tiny', 'small') else None)
     known |= dict(tok=tok, lr=o['lr'], seq_len=o['seq_len'], packed=packed)
@@ -291,7 +310,7 @@ def stage_learner(
         learn = s.learner(p.dls, _frozen(p.model, o['freeze']), o['method'], o['lr'], s.metrics(p.known['tok'], p.model) if metrics is None else metrics,
                           cbs=[*mixed_precision(p.known['precision']), Processes(p.known['device']), *L(cbs)],
                           **{k: o[k] for k in ('wd', 'clip', 'betas', 'eps')}, method_options=p.method_options, **p.own)
-    learn.add_cbs(loss_cbs(learn))
+    learn.add_cbs([*loss_cbs(learn), *([StreamPosition()] if isinstance(learn.dls.train, Endless) else [])])
     if not isinstance(data, DataLoaders): _examined(dict(p.known, model=learn.hf))
     learn.tok,learn.stage,learn.report,learn.held = p.known['tok'],s,p.report,p.known.get('valid')
     learn.options = _options(stage, data, model, o | {k: p.known[k] if k!='device' else str(p.known[k]) for k in ('device', 'precision', 'packed')})

@@ -213,7 +213,8 @@ def _restore(self:Checkpoint, state, tensors):
     for m,total in zip(_meters(self.learn), state['meters']): m.total = torch.tensor(total, dtype=torch.float64)
     _set_data_state(self.dl, state['data'])
     set_rng_state(state['rng'][rank_distrib()])                                      # perhaps no batch is left
-    self.learn.dl = _From(self.dl, state['iter'], lambda: set_rng_state(state['rng'][rank_distrib()]))
+    again = min(getattr(self.dls.train, 'again', state['iter']), state['iter'])      # a stream has its position
+    self.learn.dl = _From(self.dl, again, lambda: set_rng_state(state['rng'][rank_distrib()]))
 
 # %% ../../nbs/reference/checkpoints.ipynb #9474c8b1
 @patch
