@@ -337,7 +337,10 @@ def _cut(train_examples, seq_len, valid_examples=None, tok=None):
                f"the longest has {max(len(exs[i]['input_ids']) for i in hits)} tokens")
 
 # %% ../../nbs/reference/doctor.ipynb #10038cf6
-def _some(items, most=10_000): return [items[i] for i in range(0, len(items), -(-len(items)//most) or 1)]
+def _some(items, most=10_000):
+    "At most so many of the items; of a stream, the first ones that it has"
+    items = getattr(items, 'sample', items)
+    return [items[i] for i in range(0, len(items), -(-len(items)//most) or 1)]
 
 def _top_id(x):
     "The highest token id of an example, or of a list of examples; 0 for other objects"

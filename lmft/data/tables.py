@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..core import BadRecord, LmftError
 from .fields import placed, show_value
-from .lines import text_lines
+from .lines import open_bytes, text_lines
 
 # %% ../../nbs/reference/tables.ipynb #0bc04a78
 def _delimiter(path):
@@ -117,13 +117,13 @@ def _with_names(rows, names):
 
 # %% ../../nbs/reference/tables.ipynb #7bf57d0c
 def parquet_rows(
-    path:Path,  # Parquet file
+    path,       # Parquet file, or URL of one
 ):              # Yields (place, row)
     "The rows of a Parquet file, a small batch at a time"
     import pyarrow as pa, pyarrow.parquet as pq
     n = 0
     try:
-        file = pq.ParquetFile(path, pre_buffer=False)
+        file = pq.ParquetFile(open_bytes(path), pre_buffer=False)
         names = {}
         if b'huggingface' in (file.schema_arrow.metadata or {}):
             import datasets
