@@ -28,6 +28,7 @@ Modules:
 - `lmft.data.records`: Any data as plain dicts: one call for every file, folder and format; every bad record is named
 - `lmft.data.shapes`: Which shape an entry of a file has, by the names of its fields, and the record that it becomes
 - `lmft.data.splits`: Validation that can be believed: every class on both sides, no document on two
+- `lmft.data.streaming`: Text as a stream: read, shuffled, tokenised and packed while a model trains, exactly resumable, never stored
 - `lmft.data.tables`: CSV, Parquet and 🤗 datasets as rows; names of classes come along
 - `lmft.data.templates`: Write messages as text with any chat template; find out which form it expects and where an answer ends
 - `lmft.data.tokenizers`: A tokenizer of our own or of a checkpoint, its special tokens, and the bytes that each token stands for
@@ -73,7 +74,7 @@ Modules:
 - `lmft.stages.pairs`: A chosen and a rejected answer as two sequences of one batch, with the log-probabilities of a reference
 - `lmft.stages.people`: A person ranks answers one after the other; each ranking is on disk before the next question
 - `lmft.stages.pictures`: Tokens coloured by their probability, attention with its mask, and the answers of several models in one place
-- `lmft.stages.ppo`: Reinforcement learning in the one loop: a value head, rollouts that fill the loader, and a learner
+- `lmft.stages.ppo`: Reinforcement learning in the one loop: a value head, rollouts that fill the loader, and a learner, hence long
 - `lmft.stages.predicting`: Add classes, entities, answers or texts to every record of a file, and go on after an interruption
 - `lmft.stages.prediction`: Predict with any tuned model: records come back with classes, numbers, entities, answers or completions
 - `lmft.stages.preference_losses`: Losses on the log-probabilities of a better and a worse answer, each beside its equation and paper
@@ -84,7 +85,7 @@ Modules:
 - `lmft.stages.raters`: Rankings of the same answers by several people: how far they agree, and one ranking made of all
 - `lmft.stages.rewards`: A reward model, a function, a verifier, or several of them with weights: what reinforcement learning can be paid by
 - `lmft.stages.rlhf`: Let a model answer, let a reward model score the answers, and make the better ones more probable
-- `lmft.stages.table`: One table of all training stages: head, fields of a record, batches, loss, metrics and defaults
+- `lmft.stages.table`: One table of all training stages: head, fields of a record, batches, loss, metrics and defaults, hence long
 - `lmft.stages.tools`: Let a model call functions while it answers, and learn from the outcome: only its own tokens are in the loss
 - `lmft.tour`: From random weights to a model that answers: sixteen stages in one call, hence long, and one page with all results
 - `lmft.train.callbacks`: Precision, a log of every step, a run that others can follow, samples of text: many small callbacks, hence long
@@ -92,10 +93,12 @@ Modules:
 - `lmft.train.forecast`: Minutes to go for the whole run, all epochs and validations, seconds after it has begun
 - `lmft.train.guards`: A loss that is not finite, a full memory, a full disk, a signal to stop: one clear line, and no checkpoint is lost
 - `lmft.train.learner`: One loop for every stage, hence long: fastai's, made exact for tokens
-- `lmft.train.optim`: AdamW that decays matrices alone, groups of parameters by depth, and learning-rate schedules
+- `lmft.train.optim`: AdamW that decays matrices alone, Muon for the matrices of the blocks, groups of parameters by depth, and learning-rate schedules
 - `lmft.train.processes`: The same cell and the same command on several processes, with the same weights as on one
+- `lmft.train.sharding`: Each process holds a part of every weight (FSDP2), so a model may be larger than one device
 - `lmft.train.speed`: Less memory or less time per step, with the same final weights
 - `lmft.train.validation`: Validate every so many steps, and stop when it no longer gets better
+- `lmft.train.zloss`: A small term that holds the logits near probabilities, so that long trainings stay stable
 - `lmft.training`: `lmft pretrain`, `finetune`, `sft`, `reward`, `dpo`, `ppo`: a builder and a run, each as one typed function
 - `lmft.world.documents`: Texts about the world in nine kinds, hence long, in a configurable mixture, by year and by domain
 - `lmft.world.facts`: A small world in which every fact is known, long since its twenty-three relations have all their phrasings here

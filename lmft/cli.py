@@ -77,28 +77,54 @@ def _program(argv):
 # %% ../nbs/reference/cli.ipynb #19dc38d3
 _no_options = 'command', 'stage', 'versions', 'fingerprint'
 
+def _options_of(path):
+    "Options of a file, and the line of each"
+    try:
+        with open(path, encoding='utf-8') as f: text = f.read()
+        node,o = yaml.compose(text),yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as e: raise CycloptsError(f'{path}: cannot be read ({getattr(e, "strerror", None) or e})') from e
+    except yaml.YAMLError as e:
+        at = getattr(e, 'problem_mark', None)
+        raise CycloptsError(f"{path}{f':{at.line+1}' if at else ''}: is no YAML: {getattr(e, 'problem', None) or e}") from e
+    if not isinstance(o, dict): raise CycloptsError(f'{path}: holds no options; write one a line, such as bs: 8')
+    lines = {}
+    for k,_ in node.value:
+        if k.value in lines: raise CycloptsError(f"{path}:{k.start_mark.line+1}: '{k.value}' stands in line {lines[k.value]}, too; keep one")
+        lines[k.value] = k.start_mark.line+1
+    return o, lines
+
+# %% ../nbs/reference/cli.ipynb #b8912bb3
 def _from_file(app, called, arguments):
     "Options of the file that `--config` names"
     given = called and called[0] in commands and arguments.match('--config')[0].tokens
     if not given: return
-    path = given[-1].value
-    try:
-        with open(path, encoding='utf-8') as f: o = yaml.safe_load(f)
-    except (OSError, UnicodeDecodeError) as e: raise CycloptsError(f'{path}: cannot be read ({getattr(e, "strerror", None) or e})') from e
-    except yaml.YAMLError as e: raise CycloptsError(f'{path}: is no YAML: {e}') from e
-    if not isinstance(o, dict): raise CycloptsError(f'{path}: holds no options; write one a line, such as bs: 8')
-    if o.get('command', called[0])!=called[0]:
-        raise CycloptsError(f"{path}: is for lmft {o['command']}, not for lmft {called[0]}")
-    _known(path, o, arguments)
-    o = {k: v for k,v in o.items() if k not in _no_options and v is not None}
-    Dict({called[0]: o}, source=path)(app, called, arguments)     # by command: cyclopts drops options named as commands are
+    path,name = given[-1].value,called[0]
+    o,lines = _options_of(path)
+    own = {n.removeprefix('--') for a in arguments for n in a.names}
+    if (meant := o.get('command', name))!=name: o = _planned(path, o, lines, name, meant, own)
+    else: _known(path, o, lines, own, name)
+    for k,v in o.items():                                # by command: cyclopts drops options named as commands are
+        if k in own and v is not None: Dict({name: {k: v}}, source=f'{path}:{lines.get(k, 1)}')(app, called, arguments)
 
 # %% ../nbs/reference/cli.ipynb #38c3be40
-def _known(path, o, arguments):
+def _known(path, o, lines, names, command):
     "Reject a file with something that is no option of the command"
-    names = {n.removeprefix('--') for a in arguments for n in a.names}
     for k in o:
-        if k not in names and k not in _no_options: raise CycloptsError(f"{path}: '{k}' is no option of this command{near(k, names)}")
+        if k not in names and k not in _no_options:
+            raise CycloptsError(f"{path}:{lines.get(str(k), 1)}: '{k}' is no option of lmft {command}{near(k, names)}")
+
+# %% ../nbs/reference/cli.ipynb #825962de
+def _planned(path, o, lines, name, meant, own):
+    "What `doctor` or `estimate` asks of the file of a training command"
+    if name not in ('doctor', 'estimate') or meant not in commands or 'epochs' not in signature(commands[meant]).parameters:
+        raise CycloptsError(f'{path}: is for lmft {meant}, not for lmft {name}')
+    _known(path, o, lines, {*signature(commands[meant]).parameters}, meant)
+    if meant=='ppo' or name=='estimate' and meant in ('reward', 'dpo'):
+        raise CycloptsError(f"{path}: {name} knows nothing of {meant}, whose sequences are {'answers to come' if meant=='ppo' else 'pairs'}")
+    if left := [k for k in ('bias', 'dora', 'dropout', 'load_in_4bit', 'modules_to_save') if o.get(k) and k not in own]:
+        lm.say_once(f"{path}: {name} leaves out {', '.join(left)}")
+    task = {'generate': 'clm_generate', 'qa': 'qa_generative' if o.get('generative') else 'qa'}.get(o.get('task'), o.get('task'))
+    return o | dict(stage=dict(pretrain=o.get('objective', 'clm')[:3], finetune=task).get(meant, meant))
 
 # %% ../nbs/reference/cli.ipynb #6fd180e5
 def _says(e, argv):

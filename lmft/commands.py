@@ -333,6 +333,8 @@ def print_findings(
     valid:float|str=.1,     # validation data: a fraction of the data, or a path
     columns:str=None,       # names of columns, such as text=review,label=sentiment
     method:str=None,        # full, head, last:N, gradual, lora[:R], prefix[:N], … (default: by stage)
+    r:int=None,             # LoRA: rank (default: 8, or as in lora:R)
+    targets:str=None,       # LoRA: attention, all (every linear layer but the head), or a regular expression (default: attention)
     seq_len:int=None,       # maximum tokens of a sequence (default: by stage)
     lr:float=None,          # highest learning rate (default: by stage, method and size of the model)
     packed:bool=None,       # do several documents share a sequence? (default: by stage and model)
@@ -354,7 +356,7 @@ def print_findings(
 # %% ../nbs/reference/commands.ipynb #b7f126ba
 def print_estimate(
     model:str,              # tiny, small, folder of a run, model or adapter, hub name, file.gguf, or pkg:NAME
-    stage:Literal['clm', 'mlm', 'classify', 'ner', 'qa', 'sft']=None,  # what it is trained for (default: clm, or mlm of a masked model)
+    stage:Literal['clm', 'clm_generate', 'mlm', 'classify', 'ner', 'qa', 'qa_generative', 'sft']=None,  # what it is trained for (default: clm, or mlm of a masked model)
     method:str=None,        # full, head, last:N, gradual, lora[:R], prefix[:N], … (default: by stage)
     bs:int=None,            # sequences of a batch (default: by stage)
     n_acc:int=1,            # batches of an optimiser step
@@ -367,6 +369,9 @@ def print_estimate(
     precision:PrecisionName='auto',  # precision of the matrix products
     device:DeviceName='auto',   # where it would run
     gradient_checkpointing:bool=False,  # blocks are computed twice
+    optimizer:Literal['adamw', 'muon']='adamw',  # optimiser of the run
+    r:int=None,             # LoRA: rank (default: 8, or as in lora:R)
+    targets:str=None,       # LoRA: attention, all (every linear layer but the head), or a regular expression (default: attention)
 ) -> dict:                  # Parameters, bytes and seconds
     "Say what a run would take: parameters, peak memory, and time by two steps with random weights"
     o = checked(print_estimate, locals(), 'estimate')

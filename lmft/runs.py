@@ -24,6 +24,7 @@ from .core import LmftError, remove, say_once, atomic_write, write_jsonl
 from .data.loaders import clm_dls
 from .data.files import fingerprint
 from .data.records import read_records
+from .data.streaming import no_length, stream_fingerprint
 from .generation import encode_prompt
 from .models.parts import count_params, max_positions, virtual_tokens
 from .stages.builders import check_fields, model_dir
@@ -103,7 +104,7 @@ def begin_folder(o, out, config, bad=()):
 def write_metrics(o, out, metrics, bad=()):
     "The metrics of a run, its last file, with null for what cannot be known; returns them"
     metrics = finite(metrics)
-    if o['on_bad']=='skip': metrics['bad_records'] = len(bad)
+    if o['on_bad']=='skip': metrics.setdefault('bad_records', len(bad))             # a stream has counted its own
     with atomic_write(out/'metrics.json') as f: json.dump(metrics, f, indent=1)
     return metrics
 
@@ -131,7 +132,7 @@ def run_config(
     libs['python'] = platform.python_version()
     paths = {k: o[k] for k in ('data', 'keep', 'tasks', 'prompts') if o.get(k) and isinstance(o[k], list)}
     if isinstance(o.get('valid'), list): paths['valid'] = o['valid']
-    found = {k: fingerprint(v) for k,v in paths.items()}
+    found = {k: stream_fingerprint(v) if k=='data' and o.get('streaming') else fingerprint(v) for k,v in paths.items()}
     words,whole = ('*token*', 'chat_template*', 'vocab*', 'merges*'),('*.safetensors', '*.json', '*.jinja')
     models = [('model', o.get('model'), words), ('teacher', o.get('teacher'), whole)]        # the model's weights: Checkpoint
     models += [(f'reward {r}', r, whole) for r in reward_folders(o.get('reward'))]
@@ -163,7 +164,7 @@ def _leave(learn, o, out, config, metrics):
 def _less_memory(o):
     "What the estimate says of a run that did not fit into memory, and of one that takes less; None if it cannot tell"
     if o['stage'] in ('reward', 'dpo', 'ppo'): return                            # their sequences are pairs, or not alone
-    kw = {k: o[k] for k in ('method', 'bs', 'n_acc', 'seq_len', 'arch', 'vocab_size') if o.get(k)}
+    kw = {k: o[k] for k in ('method', 'bs', 'n_acc', 'seq_len', 'arch', 'vocab_size', 'optimizer') if o.get(k)}
     kw |= dict(model=str(model_dir(o['model'])), precision=o['precision'], device=o['device'], head=stages[o['stage']].head,
                gradient_checkpointing=o['gradient_checkpointing'])
     if o['stage']=='mlm': kw = dict(arch='bert') | kw
@@ -263,6 +264,7 @@ def run_training(
     o = learn.options | {k: p.default for k,p in ps.items()} | kwargs
     o |= stage_call(learn.stage.name, o) | dict(out=str(out), keep=[str(k) for k in L(keep)])
     o.pop('nsp', None)                                                                       # the objective says it
+    if o.get('streaming') and not o['max_steps']: raise LmftError(no_length)
     out,keep_dl,rounds = free_folder(o),_watched(learn, o),learn.stage.name=='ppo'
     if o['gradient_checkpointing']: checkpoint_blocks(learn.hf)
     if o['compile']: compile_blocks(learn.hf)

@@ -48,6 +48,7 @@ def _train(stage, data, model, out, given, **more):
     params = signature(defaults.fit_options).parameters
     run = {k: given.pop(k) for k in params if k in given}
     defaults.check_values('a run', params, run)
+    if given.get('streaming') and not run.get('max_steps'): raise lm.LmftError(lm.no_length)
     called = lm.stage_call(stage, given)
     lm.free_folder(dict(dict(resume=False, overwrite=False), **run, out=out, command=called['command']))     # before anything else
     make = getattr(lm, f'{stage}_learner', partial(lm.stage_learner, stage))

@@ -14,7 +14,7 @@ __all__ = ['Meter', 'dry_run', 'machine_speed', 'estimate', 'measure', 'memory_a
 # %% ../../nbs/reference/estimate.ipynb #7c73df17
 import json, os, subprocess, sys, time, weakref
 from collections import Counter
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from statistics import fmean
 
@@ -23,7 +23,7 @@ from ..train.guards import fewer_rows
 from ..data.tokenizers import check_folder
 from ..data.loaders import lm_dls
 from ..train.callbacks import mixed_precision
-from ..train.optim import AdamW
+from ..train.optim import AdamW, Muon, hidden_matrices, muon
 from ..train.learner import TermLoss, lm_learner, token_loss
 from ..models.wrapper import HFModel
 from ..models.loading import adapter_config, archs, heads, read_config, sizes
@@ -117,7 +117,7 @@ def _with_blocks(config, n):
         if isinstance(v, list) and len(v)==whole: setattr(config, k, v[:n])             # such as the kind of each block's attention
     config.num_hidden_layers = n
 
-def _without_weights(model, method, head, arch, vocab_size, seq_len, n_blocks=None):
+def _without_weights(model, method, head, arch, vocab_size, seq_len, n_blocks=None, **options):
     "The 🤗 model as it will be trained, made of its configuration on the default device"
     model,adapter = str(model),None
     if (Path(model)/'adapter_config.json').exists():
@@ -132,7 +132,7 @@ def _without_weights(model, method, head, arch, vocab_size, seq_len, n_blocks=No
     if head and head not in heads: raise LmftError(f"head '{head}' is unknown; use one of {', '.join(heads)}")
     hf = heads[head or ('masked' if masked else 'causal')].from_config(config, dtype=torch.float32)
     if adapter: return add_adapter(hf, adapter)
-    return trainable(hf, 'full' if method=='gradual' else method)         # in the end of gradual all blocks are trained
+    return trainable(hf, 'full' if method=='gradual' else method, **options)         # in the end of gradual all blocks are trained
 
 # %% ../../nbs/reference/estimate.ipynb #ff91e19a
 def _losses(pred, *targets):
@@ -156,6 +156,7 @@ def dry_run(
     labelled:float=1., # Share of the tokens that are predicted
     precision='fp32',  # 'fp32', 'bf16' or 'fp16'
     device='cpu',      # Where the run will be
+    optimizer='adamw', # 'adamw' or 'muon'
 ) -> Meter:            # Its peak is that of two steps, its work that of the last
     "Train for two steps without content, under a meter"
     meter,model = Meter(max(1, round(bs*seq_len*labelled))),HFModel(hf)          # its parts are found outside of the meter
@@ -165,7 +166,8 @@ def dry_run(
         base_of(hf).tie_weights()
         if model.per_row: meter.n_kept = bs
         model.amp,loss_func = None if precision=='fp32' else dtypes[precision],TermLoss(_losses)
-        opt = AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+        params = [p for p in model.parameters() if p.requires_grad]
+        opt = Muon(params, hidden_matrices(hf), fused=True) if optimizer=='muon' else AdamW(params, fused=True)
         for _ in range(2):
             meter.reset_work()
             for _ in range(n_acc):
@@ -219,24 +221,26 @@ def estimate(
     vocab_size:int=4096,# Vocabulary of 'tiny' or 'small'
     gradient_checkpointing=False,  # Blocks are computed again in the backward pass
     timed=False,        # Time two steps with random weights on the device, instead of computing their time
+    optimizer='adamw',  # 'adamw' or 'muon'
+    r:int=None,         # LoRA: rank
+    targets:str=None,   # LoRA: attention, all, or a regular expression
 ) -> dict:              # Parameters; bytes at the peak and by part; work and seconds of a step and of the run
     "Parameters, peak memory and time of a run before it starts"
+    given = {k: v for k,v in locals().items() if k not in ('steps', 'timed')}
     device = pick_device(str(device))
     precision = pick_precision(precision, device)
-    with torch.device('meta'): hf = _without_weights(model, method, head, arch, vocab_size, seq_len)
+    with torch.device('meta'): hf = _without_weights(model, method, head, arch, vocab_size, seq_len, r=r, targets=targets)
     if gradient_checkpointing: checkpoint_blocks(hf)
     if labelled is None: labelled = .15 if head_kind(hf) in ('masked', 'pretraining') else 1.
-    try: m = dry_run(hf, bs, seq_len, n_acc, labelled, precision, device.type)
+    try: m = dry_run(hf, bs, seq_len, n_acc, labelled, precision, device.type, optimizer)
     except (DataDependentOutputException, DynamicOutputShapeException) as e:
         raise LmftError(f'{model}: what this model does depends on the content of its inputs ({e.func}); '
                         'measure a short run instead') from e
     speed = machine_speed(device.type, precision)
     tokens,seconds = bs*n_acc*seq_len,m.flops/speed['flops']+m.moved/speed['bytes']+m.n_ops*speed['op']
-    if timed: seconds = _timed(hf, m.peak, seconds, dict(model=model, method=method, bs=bs, seq_len=seq_len, n_acc=n_acc, precision=precision, head=head,
-        device=device.type, labelled=labelled, arch=arch, vocab_size=vocab_size, gradient_checkpointing=gradient_checkpointing))
+    if timed: seconds = _timed(hf, m.peak, seconds, given | dict(device=device.type, precision=precision, labelled=labelled))
     run = dict(steps=steps, tokens=steps*tokens, seconds=steps*seconds) if steps else {}
-    return dict(count_params(hf), peak=m.peak, **m.at_peak, flops=m.flops, tokens_per_step=tokens,
-                seconds_per_step=seconds, **run)
+    return dict(count_params(hf), peak=m.peak, **m.at_peak, flops=m.flops, tokens_per_step=tokens, seconds_per_step=seconds, **run)
 
 # %% ../../nbs/reference/estimate.ipynb #2775d77a
 def _resident(name):
@@ -261,16 +265,17 @@ def _examples(hf, n, seq_len, labelled):
         yield dict(input_ids=ids, labels=ids.where(mask, -100))
 
 def _real_run(model, method='full', bs=8, seq_len=256, n_acc=1, precision='auto', device='auto', head=None,
-              labelled=None, steps=3, arch='llama', vocab_size=4096, gradient_checkpointing=False, n_blocks=None):
+              labelled=None, steps=3, arch='llama', vocab_size=4096, gradient_checkpointing=False, optimizer='adamw', n_blocks=None, **options):
     "Bytes at the peak above those before the model was made, and mean seconds of the steps after the first"
     made_of,device = (model, method, head, arch, vocab_size, seq_len, n_blocks),pick_device(str(device))
-    with torch.device('meta'): plan = _without_weights(*made_of)
+    with torch.device('meta'): plan = _without_weights(*made_of, **options)
     exs = list(_examples(plan, 2*bs*n_acc*steps, seq_len, labelled))
     kw = dict(bs=bs, n_acc=n_acc, shift=HFModel(plan).causal, packed=not virtual_tokens(plan), device=device)
     dls,before = lm_dls(exs, exs[:2*bs], None, seq_len, **kw),_resident('VmRSS')
     if device.type=='cuda': torch.cuda.reset_peak_memory_stats()
     clock = _Clock()
-    learn = lm_learner(dls, _without_weights(*made_of), lr=1e-4, cbs=[clock, *mixed_precision(precision)])
+    learn = lm_learner(dls, _without_weights(*made_of, **options), lr=1e-4, cbs=[clock, *mixed_precision(precision)])
+    if optimizer=='muon': learn.opt_func = partial(muon, matrices=hidden_matrices(learn.model))
     if gradient_checkpointing: checkpoint_blocks(learn.model.hf)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     peak = torch.cuda.max_memory_allocated() if device.type=='cuda' else _resident('VmHWM')-before

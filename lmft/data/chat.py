@@ -68,8 +68,8 @@ def _upto_stop(added, follows, call, tok):
     if following and (following.group() in known or not found): return added+follows[:following.end()]
     if found: return added[:found[-1].end()]
     if opened: return added+opened
-    raise LmftError(f'the chat template puts no stop token after an answer, which ends in {added[-12:]!r}; let it write the EOS token '
-                    'there ({{ eos_token }}), or make what it writes a special token of the tokenizer')
+    raise LmftError(f'the chat template puts no stop token after an answer, which ends in {added[-12:]!r}: no special token of this tokenizer '
+                    'is there. Let the template write {{ eos_token }} (alpaca and plain do), or add what it writes to the special tokens')
 
 # %% ../../nbs/reference/chat.ipynb #cdd3988d
 def _turn(messages, i, tok, tools):

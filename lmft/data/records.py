@@ -70,6 +70,7 @@ def _typed(self, y, name):
         y = self.as_label(y)
     if isinstance(y, str) and y.strip()!=y: self.trimmed = self.trimmed or y
     if type(y) is int and isinstance(self.label, float): y = float(y)
+    if y is None and self.label is not None: raise BadRecord('is null', field='label', hint='give the record a label, or leave it out with on_bad skip')
     if self.label is None: self.label = y
     elif type(y) is not type(self.label):
         mixed = type(y) is float and type(self.label) is int

@@ -9,8 +9,8 @@ Docs: https://lmft-org.github.io/lmft/reference/defaults.html.md"""
 
 # %% auto #0
 __all__ = ['Defaults', 'stage_defaults', 'DeviceName', 'PrecisionName', 'OnBad', 'StageName', 'learner_options', 'lora_options',
-           'clm_options', 'mlm_options', 'classify_options', 'ner_options', 'qa_options', 'sft_options',
-           'reward_options', 'dpo_options', 'ppo_options', 'fit_options', 'near', 'check_values']
+           'stream_options', 'clm_options', 'mlm_options', 'classify_options', 'ner_options', 'qa_options',
+           'sft_options', 'reward_options', 'dpo_options', 'ppo_options', 'fit_options', 'near', 'check_values']
 
 # %% ../../nbs/reference/defaults.ipynb #525eb59f
 import inspect
@@ -46,9 +46,11 @@ def learner_options(
     method:str='full',             # full, head, last:N, gradual, lora[:R], prefix[:N], prompt[:N], seq_adapter[:R], par_adapter[:R]
     lr:float=None,                 # Highest learning rate (default: by stage, method and size of the model)
     wd:float=.1,                   # Weight decay of matrices, as a share of the learning rate
+    optimizer:Literal['adamw', 'muon']='adamw',  # muon: for the matrices of the blocks, AdamW for the rest (Liu et al., 2025, arXiv:2502.16982)
     betas:tuple[float,float]=(.9, .99),  # AdamW's averages of the gradient and of its square
     eps:float=1e-8,                # AdamW's smallest divisor
     clip:float=1.,                 # Largest norm of the gradient
+    z_loss:float=0.,               # Weight of the squared log of the sum of exponentials of the logits (Chowdhery et al., 2022, arXiv:2204.02311)
     freeze:str=None,               # Regular expression; weights whose names match stay as they are
     bs:int=8,                      # Sequences of a batch
     n_acc:int=1,                   # Batches of an optimiser step
@@ -76,16 +78,26 @@ def lora_options(
 ): "Options of every learner that tunes a model, LoRA's among them"
 
 # %% ../../nbs/reference/defaults.ipynb #3bf6cb00
-def _own(name):
+def _own(name, common=lora_options):
     "The decorated function gets the options of all learners, with the defaults of a stage"
     def _inner(f):
-        f,own = delegates(lora_options)(f),stage_defaults[name]._asdict()
+        f,own = delegates(common)(f),stage_defaults[name]._asdict()
         ps = [p.replace(default=own[k]) if k in own else p for k,p in inspect.signature(f).parameters.items()]
         f.__signature__ = inspect.signature(f).replace(parameters=ps)
         return f
     return _inner
 
-@_own('clm')
+# %% ../../nbs/reference/defaults.ipynb #b512f8fb
+@delegates(lora_options)
+def stream_options(
+    *,
+    streaming:bool=False,      # Read text as a stream: files, globs, URLs or hf:NAME, of any size and never stored; needs max_steps
+    shuffle_buffer:float=16.,  # Streaming: megabytes of text that are shuffled together
+    workers:int=0,             # Streaming: processes that tokenise ahead of the training
+    **kwargs                   # Options of `lora_options`
+): "Options of text that may be read as a stream"
+
+@_own('clm', stream_options)
 def clm_options(
     *,
     arch:Literal['llama', 'qwen3', 'gpt2']=None,  # Architecture of a new model (default: llama)
@@ -94,7 +106,7 @@ def clm_options(
 ): "Options of causal language modelling"
 
 # %% ../../nbs/reference/defaults.ipynb #329d36bf
-@_own('mlm')
+@_own('mlm', stream_options)
 def mlm_options(
     *,
     nsp:bool=False,             # Also predict whether two segments follow each other (BERT, arXiv:1810.04805)
@@ -177,7 +189,7 @@ def ppo_options(
     **kwargs
 ): "Options of proximal policy optimisation"
 
-for k in ('valid', 'columns', 'seq_len', 'packed', 'freeze', 'wd', 'betas', 'eps', 'clip'):       # it makes its own data
+for k in ('valid', 'columns', 'seq_len', 'packed', 'freeze', 'wd', 'optimizer', 'betas', 'eps', 'clip', 'z_loss'):       # it makes its own data
     ps = {n: p for n,p in inspect.signature(ppo_options).parameters.items() if n!=k}
     ppo_options.__signature__ = inspect.signature(ppo_options).replace(parameters=ps.values())
 
@@ -203,9 +215,10 @@ def fit_options(
 
 # %% ../../nbs/reference/defaults.ipynb #7782f4a3
 _above_0 = ('group', 'clip_high', 'epochs', 'max_steps', 'bs', 'n_acc', 'seq_len', 'lr', 'max_new_tokens', 'n_words', 'rows', 'n', 'rouge', 'beta', 'eps',
-            'clip', 'r', 'alpha', 'stride', 'eval_every', 'early_stopping', 'save_every', 'save_total', 'tokens', 'vocab_size', 'n_jobs', 'desirable_weight', 'undesirable_weight')
+            'clip', 'r', 'alpha', 'stride', 'eval_every', 'early_stopping', 'save_every', 'save_total', 'tokens', 'vocab_size', 'n_jobs', 'desirable_weight',
+            'undesirable_weight', 'shuffle_buffer')
 _ranges = {**dict.fromkeys(_above_0, ('a number above 0', lambda x: 0<x<inf)),
-           **dict.fromkeys(('shots', 'held_out', 'temperature', 'warmup', 'wd', 'center'), ('0 or more', lambda x: 0<=x<inf)),
+           **dict.fromkeys(('shots', 'held_out', 'temperature', 'warmup', 'wd', 'center', 'z_loss', 'workers'), ('0 or more', lambda x: 0<=x<inf)),
            **dict.fromkeys(('dropout', 'label_smoothing'), ('from 0 to below 1', lambda x: 0<=x<1)),
            **dict.fromkeys(('top_p', 'labelled'), ('above 0 and at most 1', lambda x: 0<x<=1)),
            'mlm_probability': ('between 0 and 1', lambda x: 0<x<1), 'seed': ('from 0 to 2**32-1', lambda x: 0<=x<2**32),

@@ -232,7 +232,9 @@ def _restore(self:Checkpoint, state, tensors):
     for m,total in zip(_meters(self.learn), state['meters']): m.total = torch.tensor(total, dtype=torch.float64)
     _set_data_state(self.dl, state['data'])
     _set_own_rng(state['rng'])                                                       # perhaps no batch is left
-    self.learn.dl = _From(self.dl, state['iter'], partial(_set_own_rng, state['rng']))
+    again = min(getattr(self.dls.train, 'again', state['iter']), state['iter'])      # a stream has its position
+    self.learn.dl = _From(self.dl, again, partial(_set_own_rng, state['rng']))
+
 
 # %% ../../nbs/reference/checkpoints.ipynb #9474c8b1
 @contextmanager

@@ -12,7 +12,7 @@ Docs: https://lmft-org.github.io/lmft/reference/validation.html.md"""
 __all__ = ['ValidateEvery', 'EarlyStopping']
 
 # %% ../../nbs/reference/validation.ipynb #d1243f7f
-from ..core import LmftError
+from ..core import LmftError, say_once
 from .callbacks import StepLog
 from fastai.callback.core import Callback, CancelFitException
 
@@ -56,6 +56,7 @@ class EarlyStopping(Callback):
         losses = [r['valid_loss'] for r in self.step_log.history if 'valid_loss' in r]
         if not losses or len(losses)-1-losses.index(min(losses))<self.patience: return
         self.stopped = self.learn.train_iter
+        say_once(f'stopped after step {self.stopped}: no lower validation loss in {self.patience} validations')
         raise CancelFitException()
     def after_batch(self):
         if self.step_log.history and self.step_log.history[-1]['step']==self.learn.train_iter: self._check()
