@@ -7,10 +7,10 @@ Here both are the same code, it runs on a laptop with two cores and no GPU, and 
 Modules:
 
 - `lmft.all`: One name for the whole library, loaded when it is used
-- `lmft.check.doctor`: Twenty-one faults that train without an error, found before the first step, each with its own check, hence long
-- `lmft.check.estimate`: Parameters, peak memory and time of a run before it starts, from a dry run without numbers that counts all three at once, hence long
+- `lmft.check.doctor`: Twenty-one faults that train without an error, found before the first step, each with its own check
+- `lmft.check.estimate`: Parameters, peak memory and time of a run before it starts, from a dry run without numbers that counts all three at once
 - `lmft.cli`: `lmft pretrain`, `finetune`, `sft`, `chat`, …: the commands, thin entry points to the library
-- `lmft.commands`: All commands of `lmft` as typed functions, for the shell and for Python, long since each option has its line
+- `lmft.commands`: All commands of `lmft` as typed functions, for the shell and for Python
 - `lmft.core`: Sizes, seeds, devices, precision, errors that name the line, writes that cannot be half done, and the ledger of claims
 - `lmft.data.annotations`: Labels, tagged words, answers in a context, and tasks with references as records
 - `lmft.data.certificate`: Check each answer of a conversation: does training see the tokens that generation will see?
@@ -24,7 +24,7 @@ Modules:
 - `lmft.data.lines`: Plain text, sentences with one word per line, and tunes: streams of lines that are never held whole in memory
 - `lmft.data.loaders`: From records to what a model sees: tokens, which of them are in the loss, and batches with little padding
 - `lmft.data.messages`: One message in any public format: OpenAI, 🤗, ShareGPT
-- `lmft.data.ondisk`: Records and tokens in memory-mapped files that a killed run can resume, long since shards are written and read here
+- `lmft.data.ondisk`: Records and tokens in memory-mapped files that a killed run can resume
 - `lmft.data.records`: Any data as plain dicts: one call for every file, folder and format; every bad record is named
 - `lmft.data.shapes`: Which shape an entry of a file has, by the names of its fields, and the record that it becomes
 - `lmft.data.splits`: Validation that can be believed: every class on both sides, no document on two
@@ -46,21 +46,21 @@ Modules:
 - `lmft.models.bottlenecks`: A kind of adapter that peft does not have: a narrow layer behind a module or beside it
 - `lmft.models.gguf`: A model from a GGUF file, or from an installed Python package, as a folder that every command reads
 - `lmft.models.hub`: A model, its tokenizer and a card that says what it is, uploaded to the 🤗 hub
-- `lmft.models.loading`: Tiny configurations of real architectures, loading and saving, what other libraries must find in a folder, hence long
+- `lmft.models.loading`: Tiny configurations of real architectures, loading and saving, what other libraries must find in a folder
 - `lmft.models.methods`: Which weights a method trains: all, the last blocks, the head, or an adapter
 - `lmft.models.parts`: Blocks, attention, feed-forward, head, positions: what a 🤗 model is made of, found in one place
 - `lmft.models.pooling`: One vector for a sequence: its first token, the mean of its tokens, or its last token
-- `lmft.models.probe`: Attention, feed-forward, final norm, causality: found by running a small copy, each with a trial of its own, hence long
+- `lmft.models.probe`: Attention, feed-forward, final norm, causality: found by running a small copy, each with a trial of its own
 - `lmft.models.several`: The base below an adapter, several adapters on one model, and sums of them
 - `lmft.models.wrapper`: A 🤗 model behind one call that takes a batch and returns predictions for just the tokens in the loss
 - `lmft.options`: What commands share: options written once, and a check that they are what the signature says
 - `lmft.progress`: How far long work is and how long it will take, in a terminal, in a notebook and in a log file
 - `lmft.reports`: One self-contained page: what leaving out single tasks overstates, a chart for each cluster, what the tasks share, and which are alike
-- `lmft.runs`: A run and its folder, from the first check to the model card, hence long
+- `lmft.runs`: A run and its folder, from the first check to the model card
 - `lmft.stages.advantages`: REINFORCE, RLOO, GRPO, Dr. GRPO and DAPO in a line each, and the estimators of the KL, beside the true gradient
 - `lmft.stages.bases`: Measure what a model knows of the tiny world, and get the two base models from which the later lessons start
-- `lmft.stages.builders`: From a file and a model to a learner in one call: `sft_learner` and eight more, hence long
-- `lmft.stages.classification`: A class, several classes or a number for each text: labels, losses, scores and chance in one place, hence long
+- `lmft.stages.builders`: From a file and a model to a learner in one call: `sft_learner` and eight more
+- `lmft.stages.classification`: A class, several classes or a number for each text: labels, losses, scores and chance in one place
 - `lmft.stages.defaults`: Every option of every stage, written once: builders and commands take their signatures from here
 - `lmft.stages.detectors`: Measures of the answers of each round, and a warning when one of them leaves its limits
 - `lmft.stages.diagnosis`: Faults of a training run, found before it starts: the doctor for files and folders
@@ -74,7 +74,7 @@ Modules:
 - `lmft.stages.pairs`: A chosen and a rejected answer as two sequences of one batch, with the log-probabilities of a reference
 - `lmft.stages.people`: A person ranks answers one after the other; each ranking is on disk before the next question
 - `lmft.stages.pictures`: Tokens coloured by their probability, attention with its mask, and the answers of several models in one place
-- `lmft.stages.ppo`: Reinforcement learning in the one loop: a value head, rollouts that fill the loader, and a learner, hence long
+- `lmft.stages.ppo`: Reinforcement learning in the one loop: a value head, rollouts that fill the loader, and a learner
 - `lmft.stages.predicting`: Add classes, entities, answers or texts to every record of a file, and go on after an interruption
 - `lmft.stages.prediction`: Predict with any tuned model: records come back with classes, numbers, entities, answers or completions
 - `lmft.stages.preference_losses`: Losses on the log-probabilities of a better and a worse answer, each beside its equation and paper
@@ -85,14 +85,14 @@ Modules:
 - `lmft.stages.raters`: Rankings of the same answers by several people: how far they agree, and one ranking made of all
 - `lmft.stages.rewards`: A reward model, a function, a verifier, or several of them with weights: what reinforcement learning can be paid by
 - `lmft.stages.rlhf`: Let a model answer, let a reward model score the answers, and make the better ones more probable
-- `lmft.stages.table`: One table of all training stages: head, fields of a record, batches, loss, metrics and defaults, hence long
+- `lmft.stages.table`: One table of all training stages: head, fields of a record, batches, loss, metrics and defaults
 - `lmft.stages.tools`: Let a model call functions while it answers, and learn from the outcome: only its own tokens are in the loss
-- `lmft.tour`: From random weights to a model that answers: sixteen stages in one call, hence long, and one page with all results
-- `lmft.train.callbacks`: Precision, a log of every step, a run that others can follow, samples of text: many small callbacks, hence long
+- `lmft.tour`: From random weights to a model that answers: sixteen stages in one call, and one page with all results
+- `lmft.train.callbacks`: Precision, a log of every step, a run that others can follow, samples of text: many small callbacks
 - `lmft.train.checkpoints`: An interrupted run continues exactly as if it had not been interrupted, to the same weights bit for bit
 - `lmft.train.forecast`: Minutes to go for the whole run, all epochs and validations, seconds after it has begun
 - `lmft.train.guards`: A loss that is not finite, a full memory, a full disk, a signal to stop: one clear line, and no checkpoint is lost
-- `lmft.train.learner`: One loop for every stage, hence long: fastai's, made exact for tokens
+- `lmft.train.learner`: One loop for every stage: fastai's, made exact for tokens
 - `lmft.train.optim`: AdamW that decays matrices alone, Muon for the matrices of the blocks, groups of parameters by depth, and learning-rate schedules
 - `lmft.train.processes`: The same cell and the same command on several processes, with the same weights as on one
 - `lmft.train.sharding`: Each process holds a part of every weight (FSDP2), so a model may be larger than one device
@@ -100,10 +100,10 @@ Modules:
 - `lmft.train.validation`: Validate every so many steps, and stop when it no longer gets better
 - `lmft.train.zloss`: A small term that holds the logits near probabilities, so that long trainings stay stable
 - `lmft.training`: `lmft pretrain`, `finetune`, `sft`, `reward`, `dpo`, `ppo`: a builder and a run, each as one typed function
-- `lmft.world.documents`: Texts about the world in nine kinds, hence long, in a configurable mixture, by year and by domain
-- `lmft.world.facts`: A small world in which every fact is known, long since its twenty-three relations have all their phrasings here
-- `lmft.world.judge`: A labeller who knows the facts, and annotators, long since each kind of answer has a rule and each annotator a bias
-- `lmft.world.tasks`: Forty-two supervised tasks in one table, hence long: clusters, templates, scorers, none solved by a bag of words"""
+- `lmft.world.documents`: Texts about the world in nine kinds, in a configurable mixture, by year and by domain
+- `lmft.world.facts`: A small world in which every fact is known
+- `lmft.world.judge`: A labeller who knows the facts, and annotators
+- `lmft.world.tasks`: Forty-two supervised tasks in one table: clusters, templates, scorers, none solved by a bag of words"""
 
 from importlib.metadata import version
 __version__ = version("lmft")

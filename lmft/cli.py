@@ -12,10 +12,11 @@ Docs: https://lmft-org.github.io/lmft/reference/cli.html.md"""
 __all__ = ['main', 'parse']
 
 # %% ../nbs/reference/cli.ipynb #04fc7997
-import os, sys, time
+import os, sys, time, warnings
 from functools import partial
 from importlib.metadata import version
 from inspect import Parameter as P, Signature, signature
+from pathlib import Path
 from typing import Annotated, Optional
 
 import yaml
@@ -155,7 +156,10 @@ def main(
 ) -> int:
     "Run a command; exit code 0, 1 if the doctor found something, or 2 with one line on stderr"
     argv = [str(a) for a in (sys.argv[1:] if argv is None else argv)]
-    try: return _run(argv)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_warned, warnings.showwarning)
+            return _run(argv)
     except CycloptsError as e: return _reject(_says(e, argv))
     except BrokenPipeError: return 0
     except KeyboardInterrupt as e: return _stopped(e, argv)
@@ -164,6 +168,11 @@ def main(
     except Exception as e:
         if os.environ.get('LMFT_TRACEBACK'): raise
         return _reject(f'a fault of lmft, {type(e).__name__}: {e}; LMFT_TRACEBACK=1 shows where, please report it')
+
+def _warned(show, message, category, filename, *args, **kwargs):
+    "A warning of lmft as one line, once; others as they come"
+    if category is UserWarning and 'lmft' in Path(filename).parts: lm.say_once(str(message))
+    else: show(message, category, filename, *args, **kwargs)
 
 def _reject(e):
     if int(os.environ.get('RANK', 0)): time.sleep(30)

@@ -1,4 +1,4 @@
-"""All commands of `lmft` as typed functions, for the shell and for Python, long since each option has its line
+"""All commands of `lmft` as typed functions, for the shell and for Python
 
 Each command of the program `lmft` is a function with types, defaults and a comment beside each parameter, from which the
 shell makes options and help. `commands` maps the names in the shell to the functions. Importing this module loads no torch.
@@ -351,6 +351,7 @@ def print_findings(
     shown,o = [],{k: v for k,v in o.items() if v not in (None, False) and k!='command' or k=='packed' and v is False}
     found = lm.doctor(**o, shown=shown)
     for line in [*shown, *found]: print(line)
+    if not found: print('lmft: no fault found', file=sys.stderr)
     return found
 
 # %% ../nbs/reference/commands.ipynb #b7f126ba

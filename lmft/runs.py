@@ -1,4 +1,4 @@
-"""A run and its folder, from the first check to the model card, hence long
+"""A run and its folder, from the first check to the model card
 
 What every command does around its own work. Before it begins, numbers are checked and the folder is claimed. Afterwards
 model, metrics, log and options are left there. `run_training` is the run that all training commands share.
@@ -32,7 +32,7 @@ from .stages.defaults import check_values, fit_options
 from .stages.rewards import reward_folders
 from .stages.table import piece_bos, stages
 from .train.callbacks import JsonLines, SampleText, StepLog, WandbLog, finite
-from .train.checkpoints import Checkpoint, KeepBest
+from .train.checkpoints import Checkpoint, KeepBest, checkpoints
 from .train.guards import guarded
 from .train.learner import few_steps_line
 from .train.processes import in_turn, rank_distrib
@@ -77,7 +77,7 @@ def clear_folder(out):
     for name in (*_files, 'model', 'wandb'): remove(out/name)
 
 # %% ../nbs/reference/runs.ipynb #7d98bdd3
-_free_to_change = 'out', 'overwrite', 'resume', 'save_every', 'log', 'gradient_checkpointing', 'rater'
+_free_to_change = 'out', 'overwrite', 'resume', 'save_every', 'log', 'gradient_checkpointing', 'rater', 'n_jobs'
 
 def _same_run(old, new):
     "Reject other options, data or versions"
@@ -198,6 +198,8 @@ def _last_metrics(learn, o, names, metrics):
 # %% ../nbs/reference/runs.ipynb #33e5f334
 def _fit(learn, o, out, names, steps, keep_dl):
     "Train with checkpoints; the metrics before it, and those of the watched text before and after"
+    if o['resume'] and not checkpoints(out/'checkpoints'):
+        say_once(f"{out}: there is no checkpoint to continue from (one is saved every {o['save_every']} steps), so the run begins anew")
     own = [Checkpoint(out/'checkpoints', o['save_every'], o['save_total'], o['resume'])]
     if o['keep_best']: own.append(KeepBest(out/'checkpoints'/'best.safetensors'))
     if o['eval_every']: own.append(ValidateEvery(o['eval_every']))

@@ -1,4 +1,4 @@
-"""From random weights to a model that answers: sixteen stages in one call, hence long, and one page with all results
+"""From random weights to a model that answers: sixteen stages in one call, and one page with all results
 
 Every stage of this library in one call. `tour` pretrains small models on the tiny world, tunes one on questions in six
 ways, adapts it to tasks, prompts it, leaves clusters of tasks out, and tunes it on the preferences of a labeller. It

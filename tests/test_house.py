@@ -34,10 +34,13 @@ def test_imports_go_up(path):
 def test_no_private_names_of_others(path):
     assert not [f'{m}.{n}' for m,n in imported(path) if n.startswith('_')]
 
+long_modules = set("""builders callbacks checkpoints classification commands doctor documents estimate facts judge learner loading ondisk ppo probe
+runs table tasks tour""".split())                                   # each could be cut in two only in the middle of one subject
+
 @each
-def test_a_long_module_says_why(path):
-    lines = path.read_text().splitlines()
-    assert len(lines)<=300 or 'hence long' in lines[0] or 'long since' in lines[0], len(lines)
+def test_a_module_is_not_long(path):
+    n = len(path.read_text().splitlines())
+    assert n<=(900 if path.stem in long_modules else 300), n
 
 lessons = sorted((root/'nbs/learn').glob('*.ipynb'))+sorted((root/'nbs/tutorials').glob('*.ipynb'))
 

@@ -1,4 +1,4 @@
-"""Twenty-one faults that train without an error, found before the first step, each with its own check, hence long
+"""Twenty-one faults that train without an error, found before the first step, each with its own check
 
 Most mistakes in training a language model raise no error. The loss falls and the run ends, but the model never stops
 writing, or its metric is computed on training data. `examine` looks for twenty-one such faults in all available inputs

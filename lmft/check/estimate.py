@@ -1,4 +1,4 @@
-"""Parameters, peak memory and time of a run before it starts, from a dry run without numbers that counts all three at once, hence long
+"""Parameters, peak memory and time of a run before it starts, from a dry run without numbers that counts all three at once
 
 Whether a run fits into memory, and how long it takes, can be known before it starts. `estimate` makes a dry run of one optimiser
 step of the real code with tensors that have shapes and no content, and notes every block of memory and every product on

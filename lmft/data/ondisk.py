@@ -1,4 +1,4 @@
-"""Records and tokens in memory-mapped files that a killed run can resume, long since shards are written and read here
+"""Records and tokens in memory-mapped files that a killed run can resume
 
 Pretraining uses more text than memory can hold. `records_on_disk` reads data once and stores it in shards.
 `tokens_on_disk` does the same with tokens. Both return an `OnDisk`: a sequence of records or examples that reads an

@@ -1,4 +1,4 @@
-"""Tiny configurations of real architectures, loading and saving, what other libraries must find in a folder, hence long
+"""Tiny configurations of real architectures, loading and saving, what other libraries must find in a folder
 
 Models are the real 🤗 architectures, only small: what runs on a laptop with `tiny` runs on a GPU with a checkpoint.
 Loading takes safetensors alone and never runs code from a checkpoint.
@@ -273,8 +273,10 @@ def _load_whole(path, head, dtype=torch.float32, **kwargs):
         body,info = _from_pretrained(path, 'body', dtype, **kwargs)
         lost = sorted(info['missing_keys'])
         setattr(model, model.base_model_prefix, body)
-    if lost: raise LmftError(f'{path}: this checkpoint has no weights for {lost[0]} and {len(lost)-1} more; '
-                             f'it was not saved from a {head} model')
+    if lost:
+        more,kind = f' and {len(lost)-1} more' if lost[1:] else '',saved_head(path)
+        is_a = f'it is a {kind} model' if kind and kind!=head else f'it was not saved from a {head} model'
+        raise LmftError(f'{path}: this checkpoint has no weights for {lost[0]}{more}; {is_a}')
     if head.startswith('masked') and any('pooler' not in n and 'seq_relationship' not in n for n in missing):
         say_once(f'{path}: has no head for masked words; a new one is trained')
     if head=='causal' and not is_causal(model):

@@ -1,4 +1,4 @@
-"""Attention, feed-forward, final norm, causality: found by running a small copy, each with a trial of its own, hence long
+"""Attention, feed-forward, final norm, causality: found by running a small copy, each with a trial of its own
 
 Every family of models names its modules in its own way, so names tell little. What a module does can be seen: a small
 copy of the architecture is run, one thing in it is changed, and one looks where something else moves. That finds W_Q,

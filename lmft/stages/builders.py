@@ -1,4 +1,4 @@
-"""From a file and a model to a learner in one call: `sft_learner` and eight more, hence long
+"""From a file and a model to a learner in one call: `sft_learner` and eight more
 
 A builder takes data and a model and gives a learner: `sft_learner('qa.csv', 'out/base', method='lora').fit_cos(3)`.
 Data is a path, a list of records, a 🤗 dataset, or DataLoaders. A model is a folder, a hub name, a 🤗 model, or the size of
@@ -15,12 +15,14 @@ __all__ = ['check_fields', 'read_data', 'model_dir', 'shape_of', 'open_model', '
 
 # %% ../../nbs/reference/builders.ipynb #d77bd732
 import ctypes, hashlib, inspect, json, os, re
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from ..check.doctor import checks, examine, reject
 from ..core import BadRecord, LmftError, dtypes, large_pages, pick_device, pick_precision, say_once, set_seed
+from ..data.fields import shapes
 from ..data.loaders import LMDL
 from ..data.messages import as_asked
 from ..data.tokenizers import load_tokenizer, train_tokenizer
@@ -75,6 +77,17 @@ def check_fields(
     if any(f<=set(r) for f in fields): return
     wanted = ' or '.join(' + '.join(sorted(f)) for f in fields)
     raise LmftError(f"{where}: has records with {' + '.join(sorted(r))}; {who} needs {wanted}")
+
+@contextmanager
+def _needs_said(stage):
+    "A record of no known shape is told what the stage needs"
+    try: yield
+    except BadRecord as e:
+        if 'of no known shape' not in e.why: raise
+        known,theirs = next(iter(stage.fields)),re.search(r'such as \w+=([^;]+)', e.hint or '')
+        names = next((s.fields for s in shapes.values() if set(s.fields)==known), sorted(known))
+        hint = f"{stage.name} needs {', '.join(names)}; say which column is which, such as columns {names[0]}={theirs[1] if theirs else 'NAME'}"
+        raise BadRecord(**{k: v for k,v in vars(e).items() if v is not None and k[0]!='_'} | dict(hint=hint)) from None
 
 def _labelled(stage):
     "Does a stage learn from good and bad answers?"
@@ -146,7 +159,10 @@ def model_dir(
 ):
     "The model folder of a run, or of a file or package; or the path itself"
     path = as_folder(path)
-    inner = Path(path)/'model'
+    inner,inside = Path(path)/'model',[]
+    if Path(path).is_dir() and not any(Path(path).glob('*config.json')):
+        inside = sorted(str(p) for p in Path(path).iterdir() if any((p/f).exists() for f in ('config.json', 'model/config.json')) and p.name!='model')
+    if inside: raise LmftError(f"{path}: is no model folder; did you mean {' or '.join(inside[:3])}?")
     return inner if any((inner/f).exists() for f in ('config.json', 'adapter_config.json')) else path
 
 # %% ../../nbs/reference/builders.ipynb #471ffcb4
@@ -313,7 +329,8 @@ def prepare(
     own = {k: v for k,v in o.items() if k not in _shared and k not in ('arch', 'vocab_size', 'generative', 'chat_template')}
     made,(train,held) = isinstance(data, DataLoaders),(None, None)
     if o.get('streaming'): train,held = _streamed(data, s, o)
-    elif not made: train,held = read_data(data, s, o['valid'], o['seed'], report, o['columns'])
+    elif not made:
+        with _needs_said(s): train,held = read_data(data, s, o['valid'], o['seed'], report, o['columns'])
     if o.get('label_names') and not made: train,held = (with_label_names(rs, o['label_names']) for rs in (train, held))
     known |= dict(skip=s.skip, method=o['method'], precision=precision, device=device, train=train, valid=held)
     set_seed(o['seed'])

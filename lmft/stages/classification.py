@@ -1,4 +1,4 @@
-"""A class, several classes or a number for each text: labels, losses, scores and chance in one place, hence long
+"""A class, several classes or a number for each text: labels, losses, scores and chance in one place
 
 A labelled record is `{'text', 'label'}`, with `text_pair` where two texts are compared. Its label tells the problem, by
 the names that 🤗 uses: a name or a whole number is a class, a list of them is any number of classes, a number with a

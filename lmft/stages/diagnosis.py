@@ -12,7 +12,10 @@ Docs: https://lmft-org.github.io/lmft/reference/diagnosis.html.md"""
 __all__ = ['stage_for', 'doctor']
 
 # %% ../../nbs/reference/diagnosis.ipynb #adf02e6f
-from ..check.doctor import examine
+import warnings
+from pathlib import Path
+
+from ..check.doctor import Finding, examine
 from ..core import LmftError
 from ..data.certificate import certificate
 from ..data.records import read_records
@@ -48,12 +51,17 @@ def doctor(
     elif model: stage = stage_for(next(iter(read_records(data, **reading | dict(bad=[]))), {}), model)
     if not (model and stage): return _data_alone(data, options.get('valid', .1), options.get('seed', 0), reading)
     known = {}
-    try: p = prepare(stage, data, model, given=options, known=known, bad=bad)
-    except LmftError:
-        if faults := [f for f in examine(**known) if f.fault]: return faults
-        raise
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter('always', UserWarning)
+        try: p = prepare(stage, data, model, given=options, known=known, bad=bad)
+        except LmftError:
+            if faults := [f for f in examine(**known) if f.fault]: return faults
+            raise
     if shown is not None: shown += certificate(known['train'], known['tok'])
-    return examine(**known, dls=p.dls, model=trainable(p.model, p.options['method'], **p.method_options))
+    found = examine(**known, dls=p.dls, model=trainable(p.model, p.options['method'], **p.method_options))
+    cut = any(f.check=='answers cut' for f in found)                                    # it says more than the warning
+    ours = dict.fromkeys(str(w.message) for w in heard if 'lmft' in Path(w.filename).parts)
+    return found+[Finding('batches', False, t) for t in ours if not (cut and ' cut' in t)]
 
 def _data_alone(data, valid, seed, reading):
     "Findings about data without a model"

@@ -1,4 +1,4 @@
-"""Reinforcement learning in the one loop: a value head, rollouts that fill the loader, and a learner, hence long
+"""Reinforcement learning in the one loop: a value head, rollouts that fill the loader, and a learner
 
 The [lesson on RLHF](../learn/12_rlhf.ipynb) builds the parts of proximal policy optimisation (PPO). This module
 combines them in the one loop. An epoch is one round: sample answers, score them with any reward, compute advantages,

@@ -1,4 +1,4 @@
-"""One table of all training stages: head, fields of a record, batches, loss, metrics and defaults, hence long
+"""One table of all training stages: head, fields of a record, batches, loss, metrics and defaults
 
 A stage is data, a loss and callbacks for the one loop. This table says for each stage which head, fields, batches, loss,
 metrics and defaults it has. Builders, commands, the doctor and the tour read it.

@@ -1,4 +1,4 @@
-"""Precision, a log of every step, a run that others can follow, samples of text: many small callbacks, hence long
+"""Precision, a log of every step, a run that others can follow, samples of text: many small callbacks
 
 Callbacks implement what is not the model, the data or the loss: the precision of matrix products, the log, the samples.
 Each has a few lines. Checkpoints and guards have their own lessons.

@@ -1,4 +1,4 @@
-"""One loop for every stage, hence long: fastai's, made exact for tokens
+"""One loop for every stage: fastai's, made exact for tokens
 
 fastai's `Learner` with four things made exact for language models: only the positions that are trained reach the
 head, every mean is a mean over tokens, an optimiser step over many micro-batches equals the step over one big batch,

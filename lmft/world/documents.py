@@ -1,4 +1,4 @@
-"""Texts about the world in nine kinds, hence long, in a configurable mixture, by year and by domain
+"""Texts about the world in nine kinds, in a configurable mixture, by year and by domain
 
 Text for pretraining. `corpus` yields documents of nine kinds (encyclopedia, news, stories, forum posts, dialogue,
 papers, code, question lists, a phrasebook) in a configurable mixture, for any year, or from one of three domains. Each

@@ -1,4 +1,4 @@
-"""A small world in which every fact is known, long since its twenty-three relations have all their phrasings here
+"""A small world in which every fact is known
 
 The facts of the tiny world. `World(seed)` samples people, cities, countries, animals, films, companies and their facts.
 Some facts are true for a few years only. Each relation has many phrasings and questions, so a fact can be stated, asked

@@ -1,4 +1,4 @@
-"""A labeller who knows the facts, and annotators, long since each kind of answer has a rule and each annotator a bias
+"""A labeller who knows the facts, and annotators
 
 Preference data from a labeller that knows the world. `Judge` scores a response as helpful, honest, harmless and brief,
 and ranks several responses with ties. `annotators` are judges who disagree. The module also makes prompts that reveal

@@ -1,4 +1,4 @@
-"""Forty-two supervised tasks in one table, hence long: clusters, templates, scorers, none solved by a bag of words
+"""Forty-two supervised tasks in one table: clusters, templates, scorers, none solved by a bag of words
 
 Labelled tasks over the tiny world. `task_rows` makes the records of one task (task, cluster, instruction, input,
 output, options). Training and test records never share an instance, a kept name or a kept template. Tagged sentences,
