@@ -215,7 +215,7 @@ def test_options_in_a_file(tmp_path):
     plan.write_text('tasks: [a.json, b.json]\nmodel: m\nshots: 3\nlr: 1e-4\nchat: true\noverwrite: false\nseq_len: null\n')
     name,o = parse(['loco', '--config', str(plan), '--out', 'o', '--shots', '5'])
     assert (name, o)==('loco', dict(tasks=['a.json', 'b.json'], model='m', shots=5, lr=1e-4, chat=True, overwrite=False, out='o'))
-    for text,says in [('shot: 3', "'shot' is no option of this command; did you mean shots?"), ('command: merge', 'is for lmft merge'), ('- a\n- b', 'no options'),
+    for text,says in [('shot: 3', "plan.yaml:1: 'shot' is no option of lmft loco; did you mean shots?"), ('command: merge', 'is for lmft merge'), ('- a\n- b', 'no options'),
                       ('a: [', 'no YAML'), ('bs: many', 'bs'), ('device: tpu', 'tpu'), ('shots: 1.5', 'no whole number'), ('\x00', 'YAML')]:
         plan.write_text(text)
         assert says in (err := run('loco', '--tasks', 'a', '--model', 'm', '--out', 'o', '--config', plan, code=2)) and plan.name in err, err

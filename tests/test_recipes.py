@@ -109,7 +109,7 @@ def test_memory_of_the_comment(path, monkeypatch):
     argv = shlex.split(command)+(['--n_acc', few] if 'n_acc' in settings(path) and '--config' in command else [])
     out = run(*argv)
     assert float(re.search(r'peak_memory: ([\d,]+)', out)[1].replace(',', ''))/1024==pytest.approx(float(said), rel=.02)
-    assert int(re.search(r'total_params: (\d+)', out)[1])==pytest.approx(weights[shapes[path.stem]], rel=.01)
+    assert int(re.search(r'total_params: (\d+)', out)[1])==pytest.approx(weights[shapes[path.stem]], rel=.03)       # an adapter adds some
 
 @each
 def test_comments(path):
