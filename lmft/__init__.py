@@ -28,6 +28,7 @@ Modules:
 - `lmft.data.records`: Any data as plain dicts: one call for every file, folder and format; every bad record is named
 - `lmft.data.shapes`: Which shape an entry of a file has, by the names of its fields, and the record that it becomes
 - `lmft.data.splits`: Validation that can be believed: every class on both sides, no document on two
+- `lmft.data.streaming`: Text as a stream: read, shuffled, tokenised and packed while a model trains, exactly resumable, never stored
 - `lmft.data.tables`: CSV, Parquet and 🤗 datasets as rows; names of classes come along
 - `lmft.data.templates`: Write messages as text with any chat template; find out which form it expects and where an answer ends
 - `lmft.data.tokenizers`: A tokenizer of our own or of a checkpoint, its special tokens, and the bytes that each token stands for
@@ -83,7 +84,7 @@ Modules:
 - `lmft.stages.raters`: Rankings of the same answers by several people: how far they agree, and one ranking made of all
 - `lmft.stages.rewards`: A reward model, a function, a verifier, or several of them with weights: what reinforcement learning can be paid by
 - `lmft.stages.rlhf`: Let a model answer, let a reward model score the answers, and make the better ones more probable
-- `lmft.stages.table`: One table of all training stages: head, fields of a record, batches, loss, metrics and defaults
+- `lmft.stages.table`: One table of all training stages: head, fields of a record, batches, loss, metrics and defaults, hence long
 - `lmft.stages.tools`: Let a model call functions while it answers, and learn from the outcome: only its own tokens are in the loss
 - `lmft.tour`: From random weights to a model that answers: sixteen stages in one call, hence long, and one page with all results
 - `lmft.train.callbacks`: Precision, a log of every step, a run that others can follow, samples of text: many small callbacks, hence long
