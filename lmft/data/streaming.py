@@ -13,7 +13,7 @@ Docs: https://lmft-org.github.io/lmft/reference/streaming.html.md"""
 __all__ = ['no_length', 'stream_files', 'open_stream', 'TextStream', 'StreamRows', 'Endless', 'StreamDL', 'stream_dls',
            'StreamPosition', 'stream_fingerprint']
 
-# %% ../../nbs/reference/streaming.ipynb #9a6ca8be
+# %% ../../nbs/reference/streaming.ipynb #72c3e372
 import glob, hashlib, os, random
 from collections.abc import Sequence
 from copy import copy
@@ -21,6 +21,7 @@ from itertools import count, repeat
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ..core import BadRecord, LmftError, say_once
 import torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
@@ -28,7 +29,6 @@ from fastcore.basics import patch
 from fastcore.imports import noop
 from torch.utils.data import DataLoader, get_worker_info
 
-from ..core import BadRecord, LmftError, say_once
 from .fields import placed
 from .files import formats, rows_of, sources, suffix_of
 from .lines import is_url
@@ -36,7 +36,7 @@ from .loaders import LMDL, pack
 from .ondisk import grouped
 from .records import entry_reader, read_records
 
-# %% ../../nbs/reference/streaming.ipynb #b1e10474
+# %% ../../nbs/reference/streaming.ipynb #858879e3
 def stream_files(
     paths,  # File, folder, glob or URL, or a list of them; or one 'hf:NAME[:SPLIT]'
 ) -> list:  # Of str
@@ -59,7 +59,7 @@ def _file_rows(files):
     for f in files:
         for place,row in formats[_suffix(f)](f) if is_url(f) else rows_of(Path(f)): yield dict(place=dict(place, path=f), row=row)
 
-# %% ../../nbs/reference/streaming.ipynb #e688b017
+# %% ../../nbs/reference/streaming.ipynb #af20a8e1
 def open_stream(
     paths,  # As in `stream_files`
 ):          # 🤗 `IterableDataset`: files give {'place', 'row'}, a dataset of the hub its own rows
@@ -73,7 +73,7 @@ def open_stream(
         why = str(e.__cause__ or e) or type(e).__name__
         raise LmftError(f'{files[0]}: cannot be streamed: {why.splitlines()[0]}') from e
 
-# %% ../../nbs/reference/streaming.ipynb #ff605e34
+# %% ../../nbs/reference/streaming.ipynb #a778fafe
 _begin = dict(round=0, shard=0, n=0, state=None, bad=0)              # before the first record
 
 class TextStream(Sequence):
@@ -105,7 +105,7 @@ class TextStream(Sequence):
         "The first records, at most those of one round"
         return next(self.blocks(at, n_chars))[1]
 
-# %% ../../nbs/reference/streaming.ipynb #ebe1dce7
+# %% ../../nbs/reference/streaming.ipynb #672930fe
 @patch
 def _entries(self:TextStream, at, where):
     "Entries, round after round; `where` follows; None ends a round"
@@ -128,7 +128,7 @@ def _entries(self:TextStream, at, where):
         why = str(e.__cause__ or e) or type(e).__name__
         raise LmftError(f"{self.name}: cannot be read after entry {where.get('n', 0)} of a shard: {why.splitlines()[0]}") from e
 
-# %% ../../nbs/reference/streaming.ipynb #a976b635
+# %% ../../nbs/reference/streaming.ipynb #83097e70
 @patch
 def _records(self:TextStream, entry, n):
     "The records of an entry, without those that validate"
@@ -141,7 +141,7 @@ def _records(self:TextStream, entry, n):
         if 'text' not in r: raise LmftError(f"{place['path']}: has records with {' + '.join(sorted(r))}; a stream of text needs text")
     return [r for r in made if hash(r['text']) not in self.held_keys]
 
-# %% ../../nbs/reference/streaming.ipynb #2592a4f2
+# %% ../../nbs/reference/streaming.ipynb #6dccdcde
 @patch
 def blocks(self:TextStream,
     at=_begin,         # Position of the first block
@@ -159,7 +159,9 @@ def blocks(self:TextStream,
         size,found = size+sum(len(r['text']) for r in new),found+len(new)
         if entry is None:
             self.tell()
-            if not found: raise LmftError(f"{self.name}: {f'all {bad} records are bad' if bad else 'no text is left beside what validates; leave out streaming'}")
+            if not found:
+                why = f'all {bad} records are bad' if bad else 'no text is left beside what validates; leave out streaming'
+                raise LmftError(f'{self.name}: {why}')
             found = 0
         if records and (entry is None or size>=(n_chars or self.n_chars)):
             data = where['data']
@@ -167,7 +169,7 @@ def blocks(self:TextStream,
             yield start, records, bad
             start,records,size = end,[],0
 
-# %% ../../nbs/reference/streaming.ipynb #8ef05aee
+# %% ../../nbs/reference/streaming.ipynb #1f7133b1
 class _Packed:
     "Block of records → its sequences, packed and shuffled"
     def __init__(self, make, seq_len): self.make,self.seq_len = make,seq_len
@@ -181,7 +183,7 @@ class _Packed:
 
 def _one_thread(i): os.environ['TOKENIZERS_PARALLELISM'] = 'false'
 
-# %% ../../nbs/reference/streaming.ipynb #2d64ae38
+# %% ../../nbs/reference/streaming.ipynb #65444d93
 class StreamRows:
     "Sequences of a stream from the position `at` on, block by block"
     def __init__(self,
@@ -212,7 +214,7 @@ class StreamRows:
                 yield [{k: torch.as_tensor(v) for k,v in e.items()} for e in row]
             rows = row = None                                  # before the next block is made
 
-# %% ../../nbs/reference/streaming.ipynb #ba243344
+# %% ../../nbs/reference/streaming.ipynb #0aba105b
 @patch
 def position(self:StreamRows,
     n:int,  # Sequences since `at`
@@ -223,7 +225,7 @@ def position(self:StreamRows,
     first,at,bad = self.begun[0]
     return dict(block=at, skip=n-first, row=self.at['row']+n, bad=bad)
 
-# %% ../../nbs/reference/streaming.ipynb #5b279cf8
+# %% ../../nbs/reference/streaming.ipynb #f8ecd525
 class Endless:
     "What a DataLoader of a stream does in its own way"
     again = 1                                                  # the position of a checkpoint lies so many batches back
@@ -249,7 +251,7 @@ def stream_dls(
     kw = dls.train._args | dict(shuffle=False, by_length=False)
     return DataLoaders(cls(StreamRows(stream, make, seq_len), device=dls.device, **kw), dls.valid, device=dls.device)
 
-# %% ../../nbs/reference/streaming.ipynb #8f8115be
+# %% ../../nbs/reference/streaming.ipynb #f1733b66
 no_length = 'a stream has no length; say when to stop: --max_steps in a shell, fit_cos(steps=…) or max_steps in Python'
 
 class StreamPosition(Callback):
@@ -269,7 +271,7 @@ class StreamPosition(Callback):
         rows.move(at)
         if rows.stream.skip and hasattr(self.learn, 'report'): self.learn.report.counts['bad_records'] = at['bad']
 
-# %% ../../nbs/reference/streaming.ipynb #ac99116a
+# %% ../../nbs/reference/streaming.ipynb #68d354f1
 def stream_fingerprint(
     paths,  # As in `stream_files`
 ) -> str:   # 16 hexadecimal digits

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..core import BadRecord, LmftError
 from .fields import placed, show_value
-from .lines import open_bytes, text_lines
+from .lines import is_url, open_bytes, text_lines
 
 # %% ../../nbs/reference/tables.ipynb #0bc04a78
 def _delimiter(path):
@@ -123,7 +123,7 @@ def parquet_rows(
     import pyarrow as pa, pyarrow.parquet as pq
     n = 0
     try:
-        file = pq.ParquetFile(open_bytes(path), pre_buffer=False)
+        file = pq.ParquetFile(open_bytes(path) if is_url(path) else path, pre_buffer=False)
         names = {}
         if b'huggingface' in (file.schema_arrow.metadata or {}):
             import datasets
