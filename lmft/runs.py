@@ -273,8 +273,7 @@ def run_training(
     less,config = partial(_less_memory, o),run_config(o)
     with writing(out): in_turn(begin_folder, o, out, config, learn.report.bad)
     if (out/'metrics.json').exists(): return json.loads((out/'metrics.json').read_text())      # nothing is left to do
-    per_epoch = len(learn.dls.train)
-    epochs = o['epochs'] or learn.stage.defaults.epochs
+    per_epoch,epochs = len(learn.dls.train),o['epochs'] or learn.stage.defaults.epochs
     steps = o['max_steps']*(per_epoch if rounds else 1) if o['max_steps'] else per_epoch*epochs
     if not (o['max_steps'] or rounds) and (line := few_steps_line(o['method'], steps)): say_once(line)
     with writing(out): tracks,watch = _watchers(learn, o, out, config, steps, _prompts(learn))

@@ -50,6 +50,8 @@ from ..train.optim import adamw, hidden_matrices, muon
 from ..train.processes import Processes, join_processes
 from ..train.speed import loss_cbs
 from ..train.zloss import ZLoss
+
+# %% ../../nbs/reference/builders.ipynb #b68f1d4d
 import torch
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch
@@ -89,6 +91,7 @@ def _needs_said(stage):
         hint = f"{stage.name} needs {', '.join(names)}; say which column is which, such as columns {names[0]}={theirs[1] if theirs else 'NAME'}"
         raise BadRecord(**{k: v for k,v in vars(e).items() if v is not None and k[0]!='_'} | dict(hint=hint)) from None
 
+# %% ../../nbs/reference/builders.ipynb #33a0984c
 def _labelled(stage):
     "Does a stage learn from good and bad answers?"
     return any({'completion', 'label'}<=f for f in stage.fields)

@@ -81,7 +81,7 @@ class RolloutDL(LMDL):
 # %% ../../nbs/reference/ppo.ipynb #e5e2cf97
 class Rollouts(Callback):
     "Before each round: sample answers, score them, compute advantages; metrics of each round are in `history`"
-    order = Recorder.order+1
+    order,single = Recorder.order+1,False
     columns = 'input_ids', 'labels', *RolloutDL.columns
     def __init__(self,
         tok,                    # Tokenizer
@@ -112,21 +112,26 @@ class Rollouts(Callback):
         some = random.Random(f'{self.seed}-{i}').sample(range(len(self.prompts)), self.n//self.group)
         return [p for p in some for _ in range(self.group)]
     def before_fit(self): self.fit_amp = self.model.amp
-    def before_train(self):
-        dl = self.dls.train
-        self.single = (dl.n_acc==1 and dl.n==self.n<=dl.bs and self.advantage in advantage_functions      # one update, whose forward
-                       and (self.kl_in=='loss' or not self.beta))                                         # pass measures the policy
-        dl.dataset[:] = self.sample_round(self.prompts_of(len(self.history)), not self.single)
-    def after_pred(self):
-        if not (self.training and self.single): return
-        (logits,_),(tokens,_,*others),now = self.pred,self.yb,self.history[-1]
-        logps,entropy = sampled_stats(logits.detach().float(), tokens)
-        self.learn.yb = tokens,logps,*others
-        now |= dict(kl=float((logps-others[3]).sum())/self.n, entropy=float(entropy.mean()))
     def after_fit(self):
         self.model.amp = self.fit_amp                                # `Precision` has already removed it
         self.sample_round(self.prompts_of(0))                             # the first prompts again, for comparison
         self.model.amp = None
+
+# %% ../../nbs/reference/ppo.ipynb #e46b4e6e
+@patch
+def before_train(self:Rollouts):
+    dl = self.dls.train
+    self.single = (dl.n_acc==1 and dl.n==self.n<=dl.bs and self.advantage in advantage_functions      # one update, whose forward
+                   and (self.kl_in=='loss' or not self.beta))                                         # pass measures the policy
+    dl.dataset[:] = self.sample_round(self.prompts_of(len(self.history)), not self.single)
+
+@patch
+def after_pred(self:Rollouts):
+    if not (self.training and self.single): return
+    (logits,_),(tokens,_,*others),now = self.pred,self.yb,self.history[-1]
+    logps,entropy = sampled_stats(logits.detach().float(), tokens)
+    self.learn.yb = tokens,logps,*others
+    now |= dict(kl=float((logps-others[3]).sum())/self.n, entropy=float(entropy.mean()))
 
 # %% ../../nbs/reference/ppo.ipynb #4f0f56e6
 @patch
