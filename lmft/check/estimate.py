@@ -16,7 +16,6 @@ import json, os, subprocess, sys, time, weakref
 from collections import Counter
 from functools import lru_cache, partial
 from pathlib import Path
-from statistics import fmean
 
 from ..core import LmftError, dtypes, pick_device, pick_precision, say_once
 from ..train.guards import fewer_rows
@@ -266,7 +265,7 @@ def _examples(hf, n, seq_len, labelled):
 
 def _real_run(model, method='full', bs=8, seq_len=256, n_acc=1, precision='auto', device='auto', head=None,
               labelled=None, steps=3, arch='llama', vocab_size=4096, gradient_checkpointing=False, optimizer='adamw', n_blocks=None, **options):
-    "Bytes at the peak above those before the model was made, and mean seconds of the steps after the first"
+    "Bytes at the peak above those before the model was made, and seconds of the fastest step after the first"
     made_of,device = (model, method, head, arch, vocab_size, seq_len, n_blocks),pick_device(str(device))
     with torch.device('meta'): plan = _without_weights(*made_of, **options)
     exs = list(_examples(plan, 2*bs*n_acc*steps, seq_len, labelled))
@@ -279,7 +278,7 @@ def _real_run(model, method='full', bs=8, seq_len=256, n_acc=1, precision='auto'
     if gradient_checkpointing: checkpoint_blocks(learn.model.hf)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     peak = torch.cuda.max_memory_allocated() if device.type=='cuda' else _resident('VmHWM')-before
-    return dict(peak=peak, seconds_per_step=fmean(clock.seconds[1:] or clock.seconds))
+    return dict(peak=peak, seconds_per_step=min(clock.seconds[1:] or clock.seconds))
 
 # %% ../../nbs/reference/estimate.ipynb #bdef2f6c
 def memory_at_hand(
@@ -288,21 +287,6 @@ def memory_at_hand(
     "Bytes that are free now"
     device = pick_device(str(device))
     return torch.cuda.mem_get_info()[0] if device.type=='cuda' else psutil.virtual_memory().available
-
-# %% ../../nbs/reference/estimate.ipynb #1280890a
-def _timed(hf, peak, seconds, settings, patience=20):
-    "Seconds of a step, from steps that are run; `seconds` is what was computed"
-    def run(n=None):
-        with torch.random.fork_rng(): return _real_run(**settings, n_blocks=n)['seconds_per_step']
-    blocks,fits = len(blocks_of(hf)),peak<.8*memory_at_hand(settings['device'])
-    alike = not (settings['method'].startswith(('last', 'gradual')) or base_of(hf).config.is_encoder_decoder
-                 or (Path(settings['model'])/'adapter_config.json').exists())
-    if fits and (3*seconds<patience or blocks<=3 or not alike): return run()
-    if not alike:
-        say_once('the model does not fit, so no step was timed; plan with twice the time')
-        return seconds
-    one,three = run(1),run(3)
-    return one+(blocks-1)*(three-one)/2
 
 # %% ../../nbs/reference/estimate.ipynb #e987eddf
 _child = """
@@ -318,13 +302,30 @@ for o in json.loads(sys.argv[1]):
 def measure(
     runs:list,         # Dicts of arguments of `estimate`; `steps` (3 if left out) are really taken
     holes:bool=False,  # Let the C library keep freed blocks, as it does by itself (CPU)
-) -> list:             # For each peak (bytes) and seconds_per_step (the mean after the first)
+) -> list:             # For each peak (bytes) and seconds_per_step (the fastest after the first)
     "Train for a few steps on random tokens with random weights, in fresh processes, and see what it takes"
     env = dict(os.environ) if holes else dict(os.environ, MALLOC_MMAP_THRESHOLD_=str(2**20))
     done = subprocess.run([sys.executable, '-c', _child, json.dumps(runs)], capture_output=True, text=True, env=env)
     found = [json.loads(l) for l in done.stdout.splitlines()]
     if len(found)!=len(runs): raise LmftError(f'a run failed: {done.stderr.strip().splitlines()[-1]}')
     return found
+
+# %% ../../nbs/reference/estimate.ipynb #1280890a
+def _timed(hf, peak, seconds, settings, patience=20):
+    "Seconds of a step, from steps that are run; `seconds` is what was computed"
+    def run(*blocks):
+        steps = min(10, max(3, int(10/max(seconds, 1))))          # more of them where they are cheap
+        runs = [dict(settings, model=str(settings['model']), steps=steps, n_blocks=n) for n in blocks]
+        return [r['seconds_per_step'] for r in measure(runs)]
+    blocks,fits = len(blocks_of(hf)),peak<.8*memory_at_hand(settings['device'])
+    alike = not (settings['method'].startswith(('last', 'gradual')) or base_of(hf).config.is_encoder_decoder
+                 or (Path(settings['model'])/'adapter_config.json').exists())
+    if fits and (3*seconds<patience or blocks<=3 or not alike): return run(None)[0]
+    if not alike:
+        say_once('the model does not fit, so no step was timed; plan with twice the time')
+        return seconds
+    one,three = run(1, 3)
+    return one+(blocks-1)*(three-one)/2
 
 # %% ../../nbs/reference/estimate.ipynb #4425d3c0
 def _milder(o):
