@@ -123,7 +123,7 @@ def make(
     lm.set_seed(o['seed'])
     rows,more,metrics = _ways[how](o, bad)
     if how!='model': rows,metrics = (kept := lm.filter_rows(rows, rouge=2.))[0],kept[1] | metrics     # equal ones alone
-    if not rows: raise lm.LmftError(f'no row was made by {how}; look at the data, the guideline or the model')
+    if not rows: raise lm.LmftError(f'no record was made by {how}; look at the data, the guideline or the model')
     lm.begin_folder(o, out, lm.run_config(dict(o, device=str(device))), bad)
     for name,found in {'instructions.jsonl': rows, **more}.items(): lm.write_jsonl(found, out/name)
     counts = {name.partition('.')[0]: len(found) for name,found in more.items()}
@@ -370,7 +370,7 @@ def print_estimate(
     precision:PrecisionName='auto',  # precision of the matrix products
     device:DeviceName='auto',   # where it would run
     gradient_checkpointing:bool=False,  # blocks are computed twice
-    optimizer:Literal['adamw', 'muon']='adamw',  # optimiser of the run
+    optimizer:Literal['adamw', 'muon']=None,  # optimiser of the run (default: muon for a new model, else adamw)
     r:int=None,             # LoRA: rank (default: 8, or as in lora:R)
     targets:str=None,       # LoRA: attention, all (every linear layer but the head), or a regular expression (default: attention)
 ) -> dict:                  # Parameters, bytes and seconds
@@ -380,6 +380,7 @@ def print_estimate(
     masked = arch=='bert' if model in lm.sizes else (lm.saved_head(o['model']) or '').startswith('masked')
     stage,own = o.pop('stage'),lm.stage_defaults[stage or ('mlm' if masked else 'clm')]
     o |= {k: o[k] or getattr(own, k) for k in ('method', 'bs', 'seq_len')} | dict(head=stage and lm.stages[stage].head)
+    o['optimizer'] = optimizer or lm.usual_optimizer(model, o['method'])
     steps = max_steps or tokens and -(-tokens//(o['bs']*n_acc*o['seq_len']))
     asked = {k: v for k,v in o.items() if k not in ('command', 'max_steps', 'tokens')}
     found = lm.estimate(**asked, steps=steps, timed=True)
@@ -481,15 +482,16 @@ def generate_text(
 def chat_in_terminal(
     model:str,       # folder of a run, model or adapter, hub name, file.gguf, or pkg:NAME
     prompt:str='-',  # the message; - reads it from standard input, or begins a conversation in a terminal
+    system:str='',   # what the model is told before the conversation
     **kwargs
 ) -> str:            # The answer; None after a conversation
     "Answer a message, or talk in a terminal"
     o = checked(chat_in_terminal, locals(), 'chat')
     net,tok,kw = _opened(o)
     def reply(messages): return _say(lm.stream(net, tok, messages, **kw))
+    messages = [dict(role='system', content=system)] if system else []
     if prompt!='-' or not sys.stdin.isatty():
-        return reply([dict(role='user', content=sys.stdin.read().strip() if prompt=='-' else prompt)])
-    messages = []
+        return reply([*messages, dict(role='user', content=sys.stdin.read().strip() if prompt=='-' else prompt)])
     print('Write a line; end with Ctrl-D.', file=sys.stderr)
     try:
         while True:

@@ -9,7 +9,7 @@ Docs: https://lmft-org.github.io/lmft/reference/runs.html.md"""
 
 # %% auto #0
 __all__ = ['free_folder', 'clear_folder', 'begin_folder', 'write_metrics', 'read_all', 'run_config', 'writing', 'stage_call',
-           'run_training', 'write_card', 'plot_loss', 'write_class_views', 'plot_bars']
+           'overfit_line', 'run_training', 'write_card', 'plot_loss', 'write_class_views', 'plot_bars']
 
 # %% ../nbs/reference/runs.ipynb #cdf3ce41
 import hashlib, json, platform
@@ -243,13 +243,29 @@ def stage_call(
     if stage=='clm': return dict(command='pretrain', objective='clm')
     return dict(command='finetune', task=_tasks[stage]) if stage in _tasks else dict(command=stage)
 
+# %% ../nbs/reference/runs.ipynb #04a8a129
+def overfit_line(
+    history:list,  # Entries of `StepLog`
+):                 # str, or None
+    "One line where the last validation loss is clearly above an earlier one"
+    losses = [(r['valid_loss'], r['step']) for r in history if 'valid_loss' in r]
+    if not losses or losses[-1][0]<=1.02*min(losses)[0]: return
+    (best,step),(last,_) = min(losses),losses[-1]
+    return (f'valid_loss was lowest at step {step} ({best:.4g}) and ended at {last:.4g}: the model overfits; take --keep_best, '
+            f'--max_steps {step}, or more data')
+
 # %% ../nbs/reference/runs.ipynb #04b110c7
-def _say_chance(learn, metrics):
+def _chance(learn, metrics):
     "One line where a classifier or a reward model does not beat guessing"
     line = None
     if learn.stage.name=='classify': line = result_line(metrics, learn.held)
     if learn.stage.name=='reward': line = chance_line(metrics['pair_accuracy'], len(learn.dls.valid.dataset), .5, 'pair_accuracy')
-    if line: say_once(line)
+    return line
+
+def _say_result(learn, metrics, best):
+    "What a reader of the metrics alone would miss"
+    for line in (_chance(learn, metrics), None if best else overfit_line(learn.step_log.history)):
+        if line: say_once(line)
 
 # %% ../nbs/reference/runs.ipynb #726e549f
 @delegates(fit_options)
@@ -287,7 +303,7 @@ def run_training(
         if rank_distrib(): return metrics                                                        # one writes for all
         if rounds: write_jsonl(learn.rollouts.history, out/'rounds.jsonl')
         metrics = _leave(learn, o, out, config, metrics)
-    _say_chance(learn, metrics)
+    _say_result(learn, metrics, o['keep_best'])
     remove(out/'checkpoints')
     for t in tracks: t.finish(metrics, out/'model'/'README.md')
     return metrics

@@ -181,7 +181,7 @@ def test_exact(said, gold, right): assert grade(dict(output=gold), said)==right
 def test_a_task_that_does_not_fit(rows, tok):
     train,test = rows
     long = [dict(r, input=r['input']+' and on'*99) if r['task']=='kind_of' else r for r in test]
-    with pytest.raises(LmftError, match='task kind_of has no row that fits into 128 tokens'): fitting(long, tok, 128)
+    with pytest.raises(LmftError, match='task kind_of has no record that fits into 128 tokens'): fitting(long, tok, 128)
     with pytest.raises(LmftError, match='task kind_of'): run([train, long], tok)
 
 def longer(rows, *tasks): return [dict(r, input=r['input']+' and on'*99) if r['task'] in tasks else r for r in rows]
@@ -189,17 +189,17 @@ def longer(rows, *tasks): return [dict(r, input=r['input']+' and on'*99) if r['t
 def test_all_tasks_that_do_not_fit_are_named(rows, tok):
     train,test = rows
     for sides in ([train, longer(test, 'kind_of', 'find_city')], [longer(train, 'find_city'), longer(test, 'kind_of')]):
-        with pytest.raises(LmftError, match='tasks find_city, kind_of have no row that fits into 128 tokens.*skip'): fit_tasks(sides, tok, 128)
+        with pytest.raises(LmftError, match='tasks find_city, kind_of have no record that fits into 128 tokens.*skip'): fit_tasks(sides, tok, 128)
         with pytest.raises(LmftError, match='find_city, kind_of'): run(sides, tok)
     with pytest.raises(LmftError, match='have no row'): fit_tasks([longer(test, *names)], tok, 128, on_bad='skip')   # none is left
 
 def test_tasks_that_do_not_fit_are_left_out_and_counted(rows, tok):
     train,test = rows
     bad = []
-    with pytest.warns(UserWarning, match='rows are left out'):
+    with pytest.warns(UserWarning, match='records are left out'):
         table = run([longer(train, 'find_city'), longer(test, 'kind_of')], tok, steps=1, on_bad='skip', bad=bad)
     assert {*table.task}=={*names}-{'kind_of', 'find_city'} and [str(b).split()[1] for b in bad]==['find_city', 'kind_of']
-    with pytest.warns(UserWarning, match='12 of 42 rows are left out'):
+    with pytest.warns(UserWarning, match='12 of 42 records are left out'):
         assert len(fitting(longer(test, 'kind_of', 'find_city'), tok, 128, on_bad='skip'))==30
 
 def test_prompts_that_fill_the_model(rows, tok):

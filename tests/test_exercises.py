@@ -5,7 +5,9 @@ from chores import root
 
 @pytest.mark.parametrize('page', sorted((root/'nbs/learn').glob('*.ipynb')), ids=lambda p: p.stem)
 def test_exercises(page):
-    cells = [(c['cell_type'], ''.join(c['source'])) for c in json.loads(page.read_text(encoding='utf-8'))['cells']]
+    raw = json.loads(page.read_text(encoding='utf-8'))['cells']
+    assert raw[-1]['metadata']['jupyter']=={'source_hidden': True}                # JupyterLab folds the solutions
+    cells = [(c['cell_type'], ''.join(c['source'])) for c in raw]
     tasks = [i for i,(kind,text) in enumerate(cells) if kind=='markdown' and '\n### Exercise ' in f'\n{text}']
     assert 2<=len(tasks)<=3
     last,tested = cells[-1]

@@ -72,7 +72,7 @@ def test_rows_by_a_model(model, data, tmp_path):
     rows,m = lines(tmp_path/'a/instructions.jsonl'),metrics(tmp_path/'a')
     assert len(rows)==20==m['rows'] and m['dropped_duplicates']>0 and {r['origin']['author'] for r in rows}=={'world'}
     err = run('make', '--how', 'model', '--data', data/'instruct/self_instruct_seed_dev.jsonl', '--rows', 1, '--model', model, '--max_new_tokens', 8, '--out', tmp_path/'b', code=2)
-    assert 'no row was made' in err and not (tmp_path/'b').exists()
+    assert 'no record was made' in err and not (tmp_path/'b').exists()
 
 def test_evaluate_on_real_tasks(model, tasks, tmp_path):
     run('evaluate', '--tasks', *tasks, '--model', model, '--shots', 1, '--n', 4, '--seq_len', 320, '--max_new_tokens', 4, '--out', tmp_path/'a')

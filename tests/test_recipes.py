@@ -103,6 +103,7 @@ def test_doctor(path, place, capsys):
 def test_memory_of_the_comment(path, monkeypatch):
     "What the comment says is what its command says; of 60 batches of a step two say as much"
     monkeypatch.setattr(lm, 'memory_at_hand', lambda device: 2**50)
+    monkeypatch.setattr('lmft.check.estimate._timed', lambda hf, peak, seconds, settings: seconds)        # minutes, and not asked for here
     monkeypatch.chdir(root)
     said,command = re.search(r'Memory: ([\d.]+) GiB by `lmft (.*?)`', path.read_text()).groups()
     few = '1' if settings(path).get('method')=='lora' else '2'                           # the gradients of LoRA are small

@@ -24,7 +24,7 @@ from ..data.loaders import lm_dls
 from ..train.callbacks import mixed_precision
 from ..train.optim import AdamW, Muon, hidden_matrices, muon
 from ..train.learner import TermLoss, lm_learner, token_loss
-from ..models.wrapper import HFModel
+from ..models.wrapper import HFModel, can_pack
 from ..models.loading import adapter_config, archs, heads, read_config, sizes
 from ..models.methods import add_adapter, trainable
 from ..models.parts import base_of, blocks_of, count_params, head_kind, virtual_tokens
@@ -255,11 +255,11 @@ class _Clock(Callback):
         if self.dl.device.type=='cuda': torch.cuda.synchronize()
         if self.training: self.seconds.append(time.perf_counter()-self.start)
 
-def _examples(hf, n, seq_len, labelled):
-    "Random token ids, two examples a row"
+def _examples(hf, n, length, labelled):
+    "Random token ids"
     per_row,share = HFModel(hf).per_row,(1. if HFModel(hf).causal else .15) if labelled is None else labelled
     for _ in range(n):
-        ids = torch.randint(base_of(hf).config.vocab_size, (seq_len//2,))
+        ids = torch.randint(base_of(hf).config.vocab_size, (length,))
         mask = torch.arange(len(ids))==0 if per_row else torch.rand(len(ids))<share
         yield dict(input_ids=ids, labels=ids.where(mask, -100))
 
@@ -268,9 +268,10 @@ def _real_run(model, method='full', bs=8, seq_len=256, n_acc=1, precision='auto'
     "Bytes at the peak above those before the model was made, and seconds of the fastest step after the first"
     made_of,device = (model, method, head, arch, vocab_size, seq_len, n_blocks),pick_device(str(device))
     with torch.device('meta'): plan = _without_weights(*made_of, **options)
-    exs = list(_examples(plan, 2*bs*n_acc*steps, seq_len, labelled))
-    kw = dict(bs=bs, n_acc=n_acc, shift=HFModel(plan).causal, packed=not virtual_tokens(plan), device=device)
-    dls,before = lm_dls(exs, exs[:2*bs], None, seq_len, **kw),_resident('VmRSS')
+    each = 2 if can_pack(plan) else 1                                                            # examples of a sequence
+    exs = list(_examples(plan, each*bs*n_acc*steps, seq_len//each, labelled))
+    kw = dict(bs=bs, n_acc=n_acc, shift=HFModel(plan).causal, packed=each>1, device=device)
+    dls,before = lm_dls(exs, exs[:each*bs], None, seq_len, **kw),_resident('VmRSS')
     if device.type=='cuda': torch.cuda.reset_peak_memory_stats()
     clock = _Clock()
     learn = lm_learner(dls, _without_weights(*made_of, **options), lr=1e-4, cbs=[clock, *mixed_precision(precision)])
@@ -314,7 +315,7 @@ def measure(
 def _timed(hf, peak, seconds, settings, patience=20):
     "Seconds of a step, from steps that are run; `seconds` is what was computed"
     def run(*blocks):
-        steps = min(10, max(3, int(10/max(seconds, 1))))          # more of them where they are cheap
+        steps = min(10, max(3, int(5/max(seconds, .5))))          # more of them where they are cheap
         runs = [dict(settings, model=str(settings['model']), steps=steps, n_blocks=n) for n in blocks]
         return [r['seconds_per_step'] for r in measure(runs)]
     blocks,fits = len(blocks_of(hf)),peak<.8*memory_at_hand(settings['device'])

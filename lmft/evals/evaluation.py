@@ -91,14 +91,14 @@ def fit_tasks(
     "Records whose prompt and answer fit into `seq_len` tokens; each task must keep a record in each of its lists"
     fit = [[r for r in rows if _length(r, tok, chat=chat)<=seq_len] for rows in sides]
     lost = sorted({t for rows,rs in zip(sides, fit) for t in {r['task'] for r in rows}-{r['task'] for r in rs}})
-    why = f'no row that fits into {seq_len} tokens'
+    why = f'no record that fits into {seq_len} tokens'
     if lost and (on_bad!='skip' or not any(r['task'] not in lost for rs in fit for r in rs)): raise LmftError(
         f"{'tasks' if lost[1:] else 'task'} {', '.join(lost)} {'have' if lost[1:] else 'has'} {why}; "
         f"raise seq_len or leave {'them' if lost[1:] else 'it'} out (on_bad skip)")
     if bad is not None: bad.extend(BadRecord(f'task {t} has {why}') for t in lost)
     fit = [[r for r in rs if r['task'] not in lost] for rs in fit]
     n,every = sum(map(len, fit)),sum(map(len, sides))
-    if n<every: warnings.warn(f'{every-n} of {every} rows are left out: they, or all of their task, do not fit into '
+    if n<every: warnings.warn(f'{every-n} of {every} records are left out: they, or all of their task, do not fit into '
                               f'{seq_len} tokens')
     return fit
 

@@ -46,7 +46,7 @@ from .table import Report, Stage, stage_lr, stage_of, stages
 from ..train.callbacks import mixed_precision
 from ..train.guards import memory_guarded
 from ..train.learner import LMLearner, lm_learner
-from ..train.optim import adamw, hidden_matrices, muon
+from ..train.optim import adamw, hidden_matrices, muon, usual_optimizer
 from ..train.processes import Processes, join_processes
 from ..train.speed import loss_cbs
 from ..train.zloss import ZLoss
@@ -172,7 +172,10 @@ def model_dir(
 def _new_tokenizer(train, vocab_size):
     lengths = getattr(train, 'lengths', None)
     step = -(-int(lengths.sum())//2**25) or 1 if lengths is not None else 1     # 32 MB, evenly spaced, tell what is frequent
-    return train_tokenizer((r['text'] for r in train[::step]), vocab_size)
+    tok = train_tokenizer((r['text'] for r in train[::step]), vocab_size)
+    if max(len(tok), 4096)<vocab_size: say_once(                                # 4096 if nothing was asked
+        f'the text gives a tokenizer of {len(tok):,} tokens, not of vocab_size {vocab_size:,}: each of its words is one token already')
+    return tok
 
 def _only_pretraining(model, stage):
     if stage.name in ('clm', 'mlm'): return
@@ -339,7 +342,8 @@ def prepare(
     set_seed(o['seed'])
     tok,hf = open_model(model, s, _told(train, model, o), tok or (data.train.tok if made else None), o, **_four_bit(o, model, device, precision))
     o['seq_len'],packed = _fits(s, o['seq_len'], hf),choose_packing(hf, o['packed'], o['method'])
-    o['lr'] = o['lr'] or stage_lr(s, hf, o['method'], model if model in ('tiny', 'small') else None)
+    o['optimizer'] = o['optimizer'] or usual_optimizer(model, o['method'])
+    o['lr'] = o['lr'] or stage_lr(s, hf, o['method'], model if isinstance(model, str) else None, o['optimizer'])
     known |= dict(tok=tok, lr=o['lr'], seq_len=o['seq_len'], packed=packed)
     dls = data if made else s.dls(train, held, tok, hf, report, seq_len=o['seq_len'], packed=packed, **loader, **own)
     known |= dict(zip(('train_examples', 'valid_examples'), report.examples))

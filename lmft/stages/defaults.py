@@ -47,7 +47,7 @@ def learner_options(
     method:str='full',             # full, head, last:N, gradual, lora[:R], prefix[:N], prompt[:N], seq_adapter[:R], par_adapter[:R]
     lr:float=None,                 # Highest learning rate (default: by stage, method and size of the model)
     wd:float=.1,                   # Weight decay of matrices, as a share of the learning rate
-    optimizer:Literal['adamw', 'muon']='adamw',  # muon: for the matrices of the blocks, AdamW for the rest (Liu et al., 2025, arXiv:2502.16982)
+    optimizer:Literal['adamw', 'muon']=None,  # muon: for the matrices of the blocks, AdamW for the rest (Liu et al., 2025, arXiv:2502.16982; default: muon for a new model, else adamw)
     betas:tuple[float,float]=(.9, .99),  # AdamW's averages of the gradient and of its square
     eps:float=1e-8,                # AdamW's smallest divisor
     clip:float=1.,                 # Largest norm of the gradient
@@ -102,7 +102,7 @@ def stream_options(
 def clm_options(
     *,
     arch:Literal['llama', 'qwen3', 'gpt2']=None,  # Architecture of a new model (default: llama)
-    vocab_size:int=4096,                          # Tokens of a new tokenizer
+    vocab_size:int=4096,                          # Maximum tokens of a new tokenizer
     **kwargs
 ): "Options of causal language modelling"
 
@@ -113,7 +113,7 @@ def mlm_options(
     nsp:bool=False,             # Also predict whether two segments follow each other (BERT, arXiv:1810.04805)
     mlm_probability:float=.15,  # Share of the words that are masked
     arch:Literal['bert']=None,  # Architecture of a new model (default: bert)
-    vocab_size:int=4096,        # Tokens of a new tokenizer
+    vocab_size:int=4096,        # Maximum tokens of a new tokenizer
     **kwargs
 ): "Options of masked language modelling"
 

@@ -48,7 +48,7 @@ def add_row(
 ) -> dict:            # The record
     "Append a record that a person wrote, atomically"
     for name,text in (('instruction', instruction), ('output', output)):
-        if not text.strip(): raise LmftError(f'the {name} is empty; write it before the row is added')
+        if not text.strip(): raise LmftError(f'the {name} is empty; write it before the record is added')
     row,path = with_origin(instruction.strip(), input.strip(), output.strip(), 'hand', by=by),Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{path}.lock'):
@@ -70,7 +70,7 @@ def write_form(
         try: add_row(path, **{n: b.value for n,b in boxes.items()}, by=by)
         except LmftError as e: state.value = str(e); return
         for b in boxes.values(): b.value = ''
-        state.value = f"{len(Path(path).read_text(encoding='utf-8').splitlines())} rows in {path}"
+        state.value = f"{len(Path(path).read_text(encoding='utf-8').splitlines())} records in {path}"
     button.on_click(add)
     return w.VBox([*boxes.values(), button, state])
 

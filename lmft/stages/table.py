@@ -91,9 +91,10 @@ def stage_lr(
     model,           # Its model, tuned by `method`
     method:str,      # As in `trainable`
     size:str=None,   # 'tiny' or 'small' if the weights are new
+    optimizer='adamw', # 'adamw' or 'muon', which bears a higher rate
 ) -> float:
     "The learning rate of a stage where the user gives none"
-    if size in stage.new_lr: return stage.new_lr[size]
+    if size in stage.new_lr: return stage.new_lr[size]*(4 if optimizer=='muon' else 1)
     usual,scale = usual_lr(model, method),stage.defaults.lr_scale
     if scale<=1: return usual*scale
     return max(usual, min(usual*scale, 5e-4)) if method in ('full', 'gradual') else usual
@@ -259,6 +260,11 @@ def _one_ranking(records):
     say_once(f"{', '.join(who)} ranked the same answers; the majority of their votes counts (merge_raters has other ways)")
     return [*(r for r in records if 'ranks' not in r), *merge_raters([r for r in records if 'ranks' in r])[0]]
 
+def _left_out(report, name, found, long, seq_len):
+    "Count what does not fit, in the metrics and in one line"
+    report.counts['left_out_too_long'] = long
+    if long: say_once(f'{long} of {found+long} {name} have more than seq_len {seq_len} tokens and are left out; a larger seq_len takes them')
+
 def _pair_sets(train, valid, tok, report, seq_len, make, ties=False):
     "Examples of both sides of the pairs of each set; counts of ties and of pairs that are too long"
     sets = [rankings_to_pairs(_one_ranking(rs), ties=True) for rs in (train, valid)]
@@ -267,7 +273,8 @@ def _pair_sets(train, valid, tok, report, seq_len, make, ties=False):
     for name,rs in zip(('training', 'validation'), sets):
         if not rs: raise LmftError(f'no {name} pair has a better answer; all rankings there tie, so give more')
     (exs,long),(held,long_held) = (pair_examples(rs, tok, seq_len, make, report.on_bad, report.bad) for rs in sets)
-    report.counts |= dict(pairs=len(exs), ties=n_ties, left_out_too_long=long+long_held)
+    report.counts |= dict(pairs=len(exs), ties=n_ties)
+    _left_out(report, 'pairs', len(exs)+len(held), long+long_held, seq_len)
     return exs, held
 
 def _reward_dls(train, valid, tok, model, report, seq_len, packed=False, ties=False, center=None, **loader):
@@ -286,7 +293,8 @@ _answers = *_pairs, {'prompt', 'completion', 'label'}, {'messages', 'label'}
 def _labelled_sets(train, valid, tok, report, seq_len):
     "Examples of labelled answers of each set; a pair is two of them"
     sets = [kto_examples(labelled_records(_one_ranking(rs)), tok, seq_len, report.on_bad, report.bad) for rs in (train, valid)]
-    report.counts |= dict(answers=len(sets[0][0]), left_out_too_long=sum(long for _,long in sets))
+    report.counts['answers'] = len(sets[0][0])
+    _left_out(report, 'answers', sum(len(exs) for exs,_ in sets), sum(long for _,long in sets), seq_len)
     return [exs for exs,_ in sets]
 
 def _dpo_dls(train, valid, tok, model, report, seq_len, packed=False, beta=None, reference=None, loss='sigmoid', label_smoothing=None,

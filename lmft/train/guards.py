@@ -121,7 +121,7 @@ def _hint(learn):
     rows,acc = getattr(dl, 'micro_bs', dl.bs),getattr(dl, 'n_acc', 1)
     if rows==1: return 'take shorter rows (--seq_len), or train less (--method lora)'
     bs,n_acc = fewer_rows(rows, acc)
-    return (f'take fewer rows at a time and more batches a step (--bs {bs} --n_acc {n_acc}), which trains the same, '
+    return (f'take fewer sequences at a time and more batches a step (--bs {bs} --n_acc {n_acc}), which trains the same, '
             'or train less (--method lora)')
 
 @contextmanager
@@ -133,7 +133,7 @@ def memory_guarded(
     try: yield
     except (RuntimeError, MemoryError) as e:
         if not _full(e): raise
-        raise LmftError(f'the memory is full at {rows} rows a step: {hint()}') from e
+        raise LmftError(f'the memory is full at {rows} sequences a step: {hint()}') from e
 
 # %% ../../nbs/reference/guards.ipynb #00af2e4e
 @contextmanager
