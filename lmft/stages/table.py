@@ -94,7 +94,7 @@ def stage_lr(
     optimizer='adamw', # 'adamw' or 'muon', which bears a higher rate
 ) -> float:
     "The learning rate of a stage where the user gives none"
-    if size in stage.new_lr: return stage.new_lr[size]*(4 if optimizer=='muon' else 1)
+    if size in stage.new_lr: return stage.new_lr[size]*(2 if optimizer=='muon' else 1)
     usual,scale = usual_lr(model, method),stage.defaults.lr_scale
     if scale<=1: return usual*scale
     return max(usual, min(usual*scale, 5e-4)) if method in ('full', 'gradual') else usual
