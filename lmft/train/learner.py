@@ -291,7 +291,7 @@ def lm_learner(
     dls.n_inp,dev = 1,getattr(dls, 'device', None)               # whatever follows the inputs is a target
     model = model if isinstance(model, HFModel) else HFModel(model)
     if dev: model = model.to(dev)
-    opt_func = partial(adamw, sqr_mom=betas[1], eps=eps)
+    opt_func = partial(adamw, mom=betas[0], sqr_mom=betas[1], eps=eps)
     kwargs = {'opt_func': opt_func, 'splitter': layer_groups, 'moms': (betas[0],)*3, **kwargs}
     learn = LMLearner(dls, model, loss_func=TermLoss(loss_func), metrics=[*L(metrics)], lr=lr, wd=wd, wd_bn_bias=True,
                       train_bn=False, cbs=[TokenAccumulation(), ClipNorm(clip), *L(cbs)], **kwargs)
