@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fastcore.basics import groupby
 from fastcore.xtras import open_file
-from ..core import BadRecord, LmftError
+from ..core import BadRecord, LmftError, say_once
 from ..data.fields import placed
 from ..data.files import suffix_of
 from ..data.records import read_records
@@ -155,6 +155,8 @@ def asked_records(
                 if bad is not None: bad.append(placed(e, path=p, record=i))
         rows += with_options(made)
     once = {t: [*{_said(r): r for r in rs}.values()] for t,rs in groupby(rows, itemgetter('task')).items()}
+    left,total = sum(max(0, len(rs)-n) for rs in once.values()),sum(map(len, once.values()))
+    if left: say_once(f'{left} of {total} records are not asked: a task is asked n = {n} of them; a larger n asks more')
     return [r for rs in once.values() for r in sorted(rs, key=lambda r: _hash(f'{seed} {_said(r)}'))[:n]]
 
 # %% ../../nbs/reference/task_files.ipynb #43a9b722
