@@ -92,7 +92,7 @@ def _own(name, common=lora_options):
 @delegates(lora_options)
 def stream_options(
     *,
-    streaming:bool=False,      # Read text as a stream: files, globs, URLs or hf:NAME, of any size and never stored; needs max_steps
+    streaming:bool=False,      # Read text as a stream: files, globs, URLs or hf:NAME, of any size and never stored; needs max_steps; its first records validate, unless valid names data
     shuffle_buffer:float=16.,  # Streaming: megabytes of text that are shuffled together
     workers:int=0,             # Streaming: processes that tokenise ahead of the training
     **kwargs                   # Options of `lora_options`
@@ -210,7 +210,7 @@ def fit_options(
     compile:bool=False,             # torch.compile: first steps that take long, then faster ones; needs a C++ compiler
     dtype:Literal['auto', 'fp32', 'bf16', 'fp16']='auto',  # Of the saved weights (auto: as the checkpoint came; new models: fp32)
     log:Literal['none', 'wandb']='none',  # Where the figures go besides the folder
-    resume:bool=False,              # Continue a run that was interrupted, to the same weights
+    resume:bool=False,              # Continue a run that was interrupted, to the same weights, with the same number of processes (any number with FSDP)
     overwrite:bool=False,           # Replace an earlier run in the folder
 ): "Options of a run"
 
