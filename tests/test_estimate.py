@@ -24,7 +24,7 @@ def test_peak(pairs, i):
 @pytest.mark.parametrize('i', range(len(runs)))
 def test_time(pairs, i):
     told,found = pairs[i]
-    assert 1/4<told['seconds_per_step']/found['seconds_per_step']<4               # others may use the machine, too
+    assert 1/8<told['seconds_per_step']/found['seconds_per_step']<8               # others may use the machine, too
 
 def test_failed_run():
     with pytest.raises(LmftError, match='a run failed'): measure([dict(small, method='nonsense')])
@@ -33,7 +33,7 @@ def figures(text): return dict(l.split(': ', 1) for l in text.splitlines())
 
 def test_command():
     said = figures(run('estimate', '--model', 'tiny', '--bs', 2, '--seq_len', 32, '--n_acc', 3, '--tokens', 1000))
-    told = estimate('tiny', bs=2, seq_len=32, n_acc=3)
+    told = estimate('tiny', bs=2, seq_len=32, n_acc=3, optimizer='muon')                         # the default of a new model
     assert int(said['total_params'])==told['total_params'] and said['tokens_per_step']=='192' and said['steps']=='6'
     assert said['peak_memory'].startswith(f"{told['peak']/2**20:,.0f} MiB") and 'memory_at_hand' in said
 
