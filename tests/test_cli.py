@@ -15,10 +15,10 @@ def log(out): return lines(out/'log.jsonl')
 
 @pytest.fixture(scope='module')
 def base(tmp_path_factory):
-    "A model pretrained for two hundred steps on a real book"
+    "A model pretrained for two hundred steps on a real book, by AdamW: Muon knows it by heart by then (2.58 bits per byte)"
     if 'LMFT_DATA' not in os.environ: pytest.skip('LMFT_DATA is not set (README, "Real data")')
     out = tmp_path_factory.mktemp('base')/'run'
-    run('pretrain', '--data', Path(os.environ['LMFT_DATA'])/'text/time_machine.txt', '--model', 'tiny', '--max_steps', 200, '--out', out)
+    run('pretrain', '--data', Path(os.environ['LMFT_DATA'])/'text/time_machine.txt', '--model', 'tiny', '--max_steps', 200, '--optimizer', 'adamw', '--out', out)
     return out
 
 def test_pretraining_on_a_book(base):
