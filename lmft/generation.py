@@ -19,7 +19,7 @@ from itertools import groupby
 from queue import SimpleQueue
 from threading import RLock, Thread
 
-from .core import LmftError
+from .core import LmftError, error_line
 import torch
 import torch.nn.functional as F
 from .progress import progress
@@ -132,7 +132,7 @@ def _asked(model, tok, rows, config, kwargs, **more):
     try: return sample_ids(model, tok, rows, config, **more)
     except (ValueError, TypeError, NotImplementedError) as e:
         if not kwargs.get('from_checkpoint'): raise
-        raise LmftError(f"the checkpoint's settings for generation cannot be followed here: {str(e).splitlines()[0]}; "
+        raise LmftError(f"the checkpoint's settings for generation cannot be followed here: {error_line(e)}; "
                         'leave from_checkpoint out') from e
 
 # %% ../nbs/learn/03_generation.ipynb #996bed4b

@@ -18,7 +18,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..core import LmftError, atomic_path, say_once
+from ..core import LmftError, error_line, atomic_path, say_once
 from ..data.ondisk import cache_dir
 
 import torch
@@ -70,7 +70,7 @@ def _dequantise(path, folder):
         model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype, trust_remote_code=False, **how)
         tok = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, IndexError, TypeError, NotImplementedError) as e:
-        raise LmftError(f'{path}: cannot be read as a model: {(str(e).splitlines() or [type(e).__name__])[0]}') from e
+        raise LmftError(f'{path}: cannot be read as a model: {error_line(e)}') from e
     with atomic_path(folder) as tmp:
         model.save_pretrained(tmp)
         tok.save_pretrained(tmp)

@@ -14,7 +14,7 @@ __all__ = ['model_card', 'push_model']
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..core import LmftError, say_once
+from ..core import LmftError, error_line, say_once
 from .loading import save_model
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from peft import PeftModel
@@ -72,5 +72,5 @@ def push_model(
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
         except Exception as e:                                     # of the hub's client, of the network, of the disk: none is ours
-            raise LmftError(f'{repo_id}: nothing was uploaded: {(str(e).splitlines() or [type(e).__name__])[0]}') from e
+            raise LmftError(f'{repo_id}: nothing was uploaded: {error_line(e)}') from e
     return f'{api.endpoint}/{repo_id}'

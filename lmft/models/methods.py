@@ -15,7 +15,7 @@ __all__ = ['methods', 'peft_tasks', 'method_cbs', 'check_method', 'method', 'met
 import inspect, re
 from collections import Counter
 
-from ..core import LmftError
+from ..core import LmftError, error_line
 from .parts import (after_blocks, attention_matrices, base_of, blocks_of, count_params, feed_forward_ends,
                                head_kind, head_of, max_positions, mixer_inputs, new_modules)
 from ..core import say_once
@@ -118,7 +118,7 @@ def add_adapter(
     if config.is_prompt_learning: _fit_prompt(model, config)
     try: wrapped = get_peft_model(model, config)
     except (ValueError, AttributeError, KeyError, NotImplementedError) as e:
-        raise LmftError(f'{config.peft_type.value} does not go with {kind}: {str(e).splitlines()[0]}') from e
+        raise LmftError(f'{config.peft_type.value} does not go with {kind}: {error_line(e)}') from e
     if config.is_prompt_learning: _try_prompt(wrapped)
     return wrapped
 
@@ -148,7 +148,7 @@ def _try_prompt(model):
     try:
         model.eval()
         with_it,without = (m(input_ids=ids, attention_mask=mask)[0][0, ..., -1] for m in (model, base))
-    except Exception as e: raise LmftError(f'{name}: {(str(e).splitlines() or [type(e).__name__])[0]}') from e
+    except Exception as e: raise LmftError(f'{name}: {error_line(e)}') from e
     finally:
         for m,t in modes.items(): m.training = t
     if with_it.shape==without.shape and torch.equal(with_it, without): raise LmftError(f'{name}: the model never looks at it')

@@ -15,7 +15,7 @@ __all__ = ['disabled', 'load_beside', 'set_adapter', 'add_weighted_adapter']
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..core import LmftError
+from ..core import LmftError, error_line
 from . import adapters   # registers every kind
 from .loading import adapter_config, check_base
 from .parts import base_of, virtual_tokens
@@ -52,7 +52,7 @@ def load_beside(
     check_base(path, model)
     known = set(model.parameters())
     try: model.load_adapter(str(path), adapter_name=name)
-    except ValueError as e: raise LmftError(f'{path}: {str(e).splitlines()[0]}') from e
+    except ValueError as e: raise LmftError(f'{path}: {error_line(e)}') from e
     for p in set(model.parameters())-known: p.requires_grad_(False)
 
 # %% ../../nbs/reference/several_adapters.ipynb #7553100c
