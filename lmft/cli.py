@@ -156,10 +156,8 @@ def main(
 ) -> int:
     "Run a command; exit code 0, 1 if the doctor found something, or 2 with one line on stderr"
     argv = [str(a) for a in (sys.argv[1:] if argv is None else argv)]
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = partial(_warned, warnings.showwarning)
-            return _run(argv)
+    show,warnings.showwarning = warnings.showwarning,partial(_warned, warnings.showwarning)
+    try: return _run(argv)
     except CycloptsError as e: return _reject(_says(e, argv))
     except BrokenPipeError: return 0
     except KeyboardInterrupt as e: return _stopped(e, argv)
@@ -168,6 +166,7 @@ def main(
     except Exception as e:
         if os.environ.get('LMFT_TRACEBACK'): raise
         return _reject(f'a fault of lmft, {type(e).__name__}: {e}; LMFT_TRACEBACK=1 shows where, please report it')
+    finally: warnings.showwarning = show          # the filters stay, those that a first import of lmft.core adds among them
 
 def _warned(show, message, category, filename, *args, **kwargs):
     "A warning of lmft as one line, once; others as they come"

@@ -10,13 +10,14 @@ Docs: https://lmft-org.github.io/lmft/reference/core.html.md"""
 
 # %% auto #0
 __all__ = ['large_pages', 'said', 'dtypes', 'claim_sources', 'by_size', 'LmftError', 'BadRecord', 'say_once', 'error_line',
-           'atomic_path', 'remove', 'atomic_write', 'write_jsonl', 'bf16_slowdown', 'pick_device', 'pick_precision',
+           'remove', 'atomic_path', 'atomic_write', 'write_jsonl', 'bf16_slowdown', 'pick_device', 'pick_precision',
            'ledger_dir', 'mean_interval', 'claim_number', 'claim', 'exercise', 'check_exercise', 'set_seed']
 
 # %% ../nbs/reference/core.ipynb #40210927
-import json, logging, math, os, shutil, statistics, sys, tempfile, time, warnings
+import json, logging, math, os, shutil, statistics, sys, tempfile, warnings
 from contextlib import contextmanager
 from pathlib import Path
+from timeit import repeat
 
 # third-party notices that no reader of lmft can act on
 warnings.filterwarnings('ignore', category=FutureWarning, module=r'torch\.jit|transformers|peft')
@@ -30,7 +31,6 @@ from IPython.display import HTML, display
 
 logging.getLogger('bitsandbytes').setLevel(logging.ERROR)      # peft imports it, and it warns of a kernel from the hub
 
-# %% ../nbs/reference/core.ipynb #b8cbac49
 _all_ = ['set_seed']
 
 # %% ../nbs/reference/core.ipynb #6a55bd74
@@ -90,9 +90,7 @@ def say_once(
     print('lmft:', line, file=sys.stderr)
 
 # %% ../nbs/reference/core.ipynb #cd18f6ab
-def error_line(
-    e:Exception,  # Any error
-) -> str:
+def error_line(e:Exception) -> str:
     "The first line of an error's message, or the name of its class where it has none"
     return (str(e).splitlines() or [type(e).__name__])[0]
 
@@ -101,6 +99,11 @@ def _readable(path):
     "Give a file the rights that a new file gets: safetensors makes files that only their owner can read"
     os.umask(mask := os.umask(0))
     path.chmod(path.stat().st_mode | 0o666 & ~mask)
+
+def remove(path):
+    "Delete a file or folder if it is there"
+    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
+    else: path.unlink(missing_ok=True)
 
 @contextmanager
 def atomic_path(
@@ -116,12 +119,6 @@ def atomic_path(
         if tmp.is_dir() and path.exists(): remove(path)
         os.replace(tmp, path)
     finally: remove(tmp)
-
-# %% ../nbs/reference/core.ipynb #76e659b7
-def remove(path):
-    "Delete a file or folder if it is there"
-    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
-    else: path.unlink(missing_ok=True)
 
 # %% ../nbs/reference/core.ipynb #c08a2b25
 @contextmanager
@@ -151,12 +148,8 @@ def bf16_slowdown(
 ) -> float:
     "How many times slower this CPU multiplies matrices in bfloat16 than in float32"
     def best(dtype):
-        a,times = torch.ones(n, n, dtype=dtype),[]
-        for _ in range(reps+1):
-            start = time.perf_counter()
-            a@a
-            times.append(time.perf_counter()-start)
-        return min(times[1:])
+        a = torch.ones(n, n, dtype=dtype)
+        return min(repeat(lambda: a@a, number=1, repeat=reps+1)[1:])
     return best(torch.bfloat16)/best(torch.float32)
 
 # %% ../nbs/reference/core.ipynb #6a23d679

@@ -191,7 +191,7 @@ def test_all_tasks_that_do_not_fit_are_named(rows, tok):
     for sides in ([train, longer(test, 'kind_of', 'find_city')], [longer(train, 'find_city'), longer(test, 'kind_of')]):
         with pytest.raises(LmftError, match='tasks find_city, kind_of have no record that fits into 128 tokens.*skip'): fit_tasks(sides, tok, 128)
         with pytest.raises(LmftError, match='find_city, kind_of'): run(sides, tok)
-    with pytest.raises(LmftError, match='have no row'): fit_tasks([longer(test, *names)], tok, 128, on_bad='skip')   # none is left
+    with pytest.raises(LmftError, match='have no record'): fit_tasks([longer(test, *names)], tok, 128, on_bad='skip')   # none is left
 
 def test_tasks_that_do_not_fit_are_left_out_and_counted(rows, tok):
     train,test = rows

@@ -69,7 +69,7 @@ def _settings(name, metric, options, most):
 # %% ../../nbs/reference/harness.ipynb #b577830b
 def _checked(rows, name, examples):
     "The name of the task; bad rows and bad names raise an error"
-    if not rows: raise LmftError('there are no rows; give at least one')
+    if not rows: raise LmftError('there are no records; give at least one')
     tasks = [*{r['task']: 0 for r in rows}]
     if tasks[1:]: raise LmftError(f"rows of {len(tasks)} tasks ({', '.join(tasks[:3])}{', …' if tasks[3:] else ''}); write one task at a time")
     free = [i for i,r in enumerate(rows, 1) if not r.get('options')]
