@@ -196,7 +196,7 @@ def compare_models(
     over:Literal['records', 'tasks']='records',  # the interval is for other records of these tasks, or for other tasks like them
     **kwargs
 ) -> dict:            # a, b, difference, low, high, p, smallest, verdict, tasks, rows, left_out_too_long
-    "Is b better than a, or is it noise? Both are asked the same records"
+    "Is b better than a, or is it noise? Both get the same questions; short answers are scored by exact match, longer ones by ROUGE-L"
     o = checked(compare_models, locals(), 'compare')
     device = lm.pick_device(o['device'])
     out,long,bad = lm.free_folder(o),0,[]

@@ -15,19 +15,19 @@ def log(out): return lines(out/'log.jsonl')
 
 @pytest.fixture(scope='module')
 def base(tmp_path_factory):
-    "A model pretrained for two hundred steps on a real book, by AdamW: Muon knows it by heart by then (2.58 bits per byte)"
+    "A model pretrained on a real book for a hundred steps, which read it between four and five times"
     if 'LMFT_DATA' not in os.environ: pytest.skip('LMFT_DATA is not set (README, "Real data")')
     out = tmp_path_factory.mktemp('base')/'run'
-    run('pretrain', '--data', Path(os.environ['LMFT_DATA'])/'text/time_machine.txt', '--model', 'tiny', '--max_steps', 200, '--optimizer', 'adamw', '--out', out)
+    run('pretrain', '--data', Path(os.environ['LMFT_DATA'])/'text/time_machine.txt', '--model', 'tiny', '--max_steps', 100, '--out', out)
     return out
 
 def test_pretraining_on_a_book(base):
-    "200 steps of `tiny` reach below 2.5 bits per byte on the held-out part, and everything that a run leaves is there"
+    "100 steps of `tiny` reach below 2.4 bits per byte on the held-out part, and everything that a run leaves is there"
     m,rows = metrics(base),log(base)
-    assert m['valid_bpb']<2.5<m['valid_bpb_before'] and m['steps']==200
+    assert m['valid_bpb']<2.4<m['valid_bpb_before'] and m['steps']==100
     assert sorted(p.name for p in base.iterdir())==['config.json', 'log.jsonl', 'loss.png', 'metrics.json', 'model']
     assert {p.suffix for p in (base/'model').iterdir()}<={'.json', '.safetensors', '.jinja', '.md'}           # no pickle
-    assert [r['step'] for r in rows if 'valid_loss' not in r]==[s for s in range(10, 201, 10) if s not in {r['step'] for r in rows if 'valid_loss' in r}]
+    assert [r['step'] for r in rows if 'valid_loss' not in r]==[s for s in range(10, 101, 10) if s not in {r['step'] for r in rows if 'valid_loss' in r}]
     assert all({'step', 'tokens', 'loss', 'lr', 'tokens_per_s'}<=set(r) for r in rows)
     assert rows[-1]['tokens']==m['tokens'] and rows[-1]['loss']<rows[0]['loss']-1
     assert m['total_params']==pytest.approx(2e6, rel=.25)

@@ -23,7 +23,7 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from ..data.tokenizers import load_tokenizer
-from .evaluation import grades
+from .evaluation import grades, metric_of
 from .tasks import asked_records
 from ..models.loading import load_model
 from ..stages.builders import model_dir
@@ -150,10 +150,11 @@ def compare(
     rows = [*tasks] if given else asked_records(tasks, n)
     for i,r in enumerate(rows, 1):
         if lacks := {'task', 'instruction', 'input', 'output'}-set(r): raise LmftError(f"record {i} has no {', '.join(sorted(lacks))}; see `asked_records`")
-    if over=='records' and len(rows)>1:
-        least = smallest_effect(len(rows), level=level)
-        say_once(f'{len(rows)} records are too few to show any difference' if least>1 else
-                 f'{len(rows)} records: by a guess beforehand, a difference of about {least:.2f} is found four times in five')
+    least = smallest_effect(len(rows), level=level) if over=='records' and len(rows)>1 else None
+    by = {metric_of(rs).replace('exact', 'exact match').replace('rouge_l', 'ROUGE-L') for rs in groupby(rows, lambda r: r['task']).values()}
+    say_once(f"{len(rows)} records, scored by {' and '.join(sorted(by))}"+('' if least is None else
+             '; they are too few to show any difference' if least>1 else
+             f'; by a guess beforehand, a difference of about {least:.2f} is found four times in five'))
     device = device or pick_device()
     scores = [[_graded(m, rows, device, kwargs) for m in side] for side in (a, b)]
     return compare_scores(*scores, [r['task'] for r in rows], over, level)

@@ -1,9 +1,9 @@
 """One loop for every stage: fastai's, made exact for tokens
 
-fastai's `Learner` with four things made exact for language models: only the positions that are trained reach the
-head, every mean is a mean over tokens, an optimiser step over many micro-batches equals the step over one big batch,
-and weight decay pulls matrices alone, not biases and norms. Callbacks,
-`lr_find`, schedules, `freeze` and slices of learning rates work as in fastai; `export` is rejected, since it would write a pickle.
+This is fastai's `Learner`, with four changes for language models. Only the positions that are in the loss reach the head. Every
+mean is a mean over tokens. An optimiser step over many micro-batches equals the step over one big batch. Weight decay acts on
+matrices, not on biases and norms. Callbacks, `lr_find`, schedules, `freeze` and slices of learning rates work as in fastai.
+`export` is rejected, since it would write a pickle.
 
 Docs: https://lmft-org.github.io/lmft/learn/learner.html.md"""
 
@@ -11,7 +11,7 @@ Docs: https://lmft-org.github.io/lmft/learn/learner.html.md"""
 
 # %% auto #0
 __all__ = ['TermLoss', 'token_loss', 'over_ranks', 'TokenAccumulation', 'SumMetric', 'ExactLoss', 'Perplexity', 'Accuracy',
-           'BitsPerByte', 'LMLearner', 'ClipNorm', 'lm_learner', 'StopAt', 'few_steps_line']
+           'BitsPerByte', 'LMLearner', 'ClipNorm', 'lm_learner', 'StopAt', 'few_steps_line', 'many_epochs_line']
 
 # %% ../../nbs/learn/02_learner.ipynb #76e903ef
 import math, sys
@@ -324,6 +324,15 @@ def few_steps_line(
     if method.partition(':')[0] in ('full', 'head', 'last', 'gradual') or steps>=50: return
     return f'{steps} steps are few for {method} at its usual learning rate; if little changes, take more epochs, a smaller bs or a higher lr'
 
+def many_epochs_line(
+    epochs:float,  # How often the training reads its text
+):                 # str, or None
+    "One line where a new causal model reads a text more often than helps (Muennighoff et al., 2023, arXiv:2305.16264)"
+    if epochs<=5: return
+    return (f'the text is read {epochs:.0f} times; more than four times helps a new model little, and then it learns the text by heart: '
+            'watch valid_loss, take KeepBest (--keep_best), fewer steps, or more text')
+
+# %% ../../nbs/learn/02_learner.ipynb #ac98d5f1
 @patch
 def fit_cos(self:LMLearner,
     n_epoch:int=1,           # Rounds over the training set, unless `steps` is given
@@ -338,7 +347,10 @@ def fit_cos(self:LMLearner,
     "Train with a learning rate that rises for a short time and then falls, along a cosine by default"
     per_epoch = len(self.dls.train)
     total = steps or n_epoch*per_epoch
-    if not (steps or lr) and (line := few_steps_line(getattr(self, 'options', {}).get('method', 'full'), total)): say_once(line)
+    o,sure = getattr(self, 'options', {}),{'keep_best', 'early_stopping', 'save_model'} & {cb.name for cb in [*self.cbs, *L(cbs)]}
+    if not (steps or lr) and (line := few_steps_line(o.get('method', 'full'), total)): say_once(line)
+    new = o.get('stage')=='clm' and o.get('model') in ('tiny', 'small')
+    if new and not sure and (line := many_epochs_line(total/per_epoch)): say_once(line)
     lr = self.lr if lr is None else lr
     if self.opt is None: self.create_opt()
     if steps: n_epoch,cbs = -(-steps//per_epoch),[*L(cbs), StopAt(steps)]
@@ -346,4 +358,3 @@ def fit_cos(self:LMLearner,
     curve = lr_curve(schedule, lr, warmup if warmup<1 else warmup/total, final)
     self.fit(n_epoch, lr=lr, cbs=[ParamScheduler({'lr': lambda pos: curve(min(1, pos*scale))}), *L(cbs)],
              start_epoch=start_epoch)
-
