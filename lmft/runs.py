@@ -249,7 +249,7 @@ def overfit_line(
 ):                 # str, or None
     "One line where the last validation loss is clearly above an earlier one"
     losses = [(r['valid_loss'], r['step']) for r in history if 'valid_loss' in r]
-    if not losses or losses[-1][0]<=1.02*min(losses)[0]: return
+    if not losses or losses[-1][0]-min(losses)[0]<=max(.02*min(losses)[0], .01): return
     (best,step),(last,_) = min(losses),losses[-1]
     return (f'valid_loss was lowest at step {step} ({best:.4g}) and ended at {last:.4g}: the model overfits; take --keep_best, '
             f'--max_steps {step}, or more data')

@@ -322,7 +322,7 @@ def few_steps_line(
 ):               # str, or None
     "One line where an adapter gets too few steps for its usual learning rate"
     if method.partition(':')[0] in ('full', 'head', 'last', 'gradual') or steps>=50: return
-    return f'{steps} steps are few for {method} at its usual learning rate; if little changes, take more epochs, a smaller bs or a higher lr'
+    return f'{steps} step{"s are" if steps>1 else " is"} few for {method} at its usual learning rate; if little changes, take more epochs, a smaller bs or a higher lr'
 
 def many_epochs_line(
     epochs:float,  # How often the training reads its text
