@@ -170,7 +170,7 @@ def main(
 
 def _warned(show, message, category, filename, *args, **kwargs):
     "A warning of lmft as one line, once; others as they come"
-    if category is UserWarning and 'lmft' in Path(filename).parts: lm.say_once(str(message))
+    if category is UserWarning and Path(lm.__file__).parent in Path(filename).parents: lm.say_once(str(message))
     else: show(message, category, filename, *args, **kwargs)
 
 def _reject(e):

@@ -196,7 +196,7 @@ def compare_models(
     over:Literal['records', 'tasks']='records',  # the interval is for other records of these tasks, or for other tasks like them
     **kwargs
 ) -> dict:            # a, b, difference, low, high, p, smallest, verdict, tasks, rows, left_out_too_long
-    "Is b better than a, or is it noise? Both get the same questions; short answers are scored by exact match, longer ones by ROUGE-L"
+    "Is b better than a, or is it noise? Both get the same questions; a file of short answers is scored by exact match, one of longer answers by ROUGE-L"
     o = checked(compare_models, locals(), 'compare')
     device = lm.pick_device(o['device'])
     out,long,bad = lm.free_folder(o),0,[]
@@ -370,11 +370,11 @@ def print_estimate(
     precision:PrecisionName='auto',  # precision of the matrix products
     device:DeviceName='auto',   # where it would run
     gradient_checkpointing:bool=False,  # blocks are computed twice
-    optimizer:Literal['adamw', 'muon']=None,  # optimiser of the run (default: muon for a new model, else adamw)
+    optimizer:Literal['adamw', 'muon']=None,  # optimiser of the run (default: muon for tiny and small with method full, else adamw)
     r:int=None,             # LoRA: rank (default: 8, or as in lora:R)
     targets:str=None,       # LoRA: attention, all (every linear layer but the head), or a regular expression (default: attention)
 ) -> dict:                  # Parameters, bytes and seconds
-    "Say what a run would take: parameters, peak memory, and time by two steps with random weights"
+    "Say what a run would take: parameters, peak memory, and time by a few steps with random weights, of which the fastest counts"
     o = checked(print_estimate, locals(), 'estimate')
     o['model'] = lm.model_dir(o['model'])
     masked = arch=='bert' if model in lm.sizes else (lm.saved_head(o['model']) or '').startswith('masked')

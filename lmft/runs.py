@@ -12,11 +12,12 @@ __all__ = ['free_folder', 'clear_folder', 'begin_folder', 'write_metrics', 'read
            'overfit_line', 'run_training', 'write_card', 'plot_loss', 'write_class_views', 'plot_bars']
 
 # %% ../nbs/reference/runs.ipynb #cdf3ce41
-import hashlib, json, platform
+import hashlib, json, math, platform
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from inspect import signature
+from operator import itemgetter
 from pathlib import Path
 
 from .check.estimate import as_options, estimate, suggest
@@ -246,13 +247,19 @@ def stage_call(
 # %% ../nbs/reference/runs.ipynb #04a8a129
 def overfit_line(
     history:list,  # Entries of `StepLog`
+    before=None,   # Validation loss before the training
 ):                 # str, or None
     "One line where the last validation loss is clearly above an earlier one"
-    losses = [(r['valid_loss'], r['step']) for r in history if 'valid_loss' in r]
-    if not losses or losses[-1][0]-min(losses)[0]<=max(.02*min(losses)[0], .01): return
-    (best,step),(last,_) = min(losses),losses[-1]
-    return (f'valid_loss was lowest at step {step} ({best:.4g}) and ended at {last:.4g}: the model overfits; take --keep_best, '
-            f'--max_steps {step}, or more data')
+    start = [] if before is None else [dict(step=0, valid_loss=before)]
+    seen = [r for r in [*start, *history] if math.isfinite(r.get('valid_loss', math.nan))]
+    if not seen: return
+    best,last = min(seen, key=itemgetter('valid_loss')),seen[-1]
+    if last['valid_loss']-best['valid_loss']<=max(.02*best['valid_loss'], .01): return
+    where = f"lowest at step {best['step']}" if best['step'] else 'lower before the training'
+    if not best['step']: how = 'take a lower lr, fewer steps, or more data'
+    elif last.get('loss', 0)>best.get('loss', math.inf): how = 'the loss of the training rose, too; take a lower lr'
+    else: how = f"the model overfits; take --keep_best, --max_steps {best['step']}, or more data"
+    return f"valid_loss was {where} ({best['valid_loss']:.4g}) and ended at {last['valid_loss']:.4g}: {how}"
 
 # %% ../nbs/reference/runs.ipynb #04b110c7
 def _chance(learn, metrics):
@@ -264,7 +271,7 @@ def _chance(learn, metrics):
 
 def _say_result(learn, metrics, best):
     "What a reader of the metrics alone would miss"
-    for line in (_chance(learn, metrics), None if best else overfit_line(learn.step_log.history)):
+    for line in (_chance(learn, metrics), None if best else overfit_line(learn.step_log.history, metrics.get('valid_loss_before'))):
         if line: say_once(line)
 
 # %% ../nbs/reference/runs.ipynb #726e549f
@@ -291,7 +298,7 @@ def run_training(
     if (out/'metrics.json').exists(): return json.loads((out/'metrics.json').read_text())      # nothing is left to do
     per_epoch,epochs = len(learn.dls.train),o['epochs'] or learn.stage.defaults.epochs
     steps = o['max_steps']*(per_epoch if rounds else 1) if o['max_steps'] else per_epoch*epochs
-    if not (o['max_steps'] or rounds) and (line := few_steps_line(o['method'], steps)): say_once(line)
+    if not (o['max_steps'] or rounds or learn.own_lr) and (line := few_steps_line(o['method'], steps)): say_once(line)
     with writing(out): tracks,watch = _watchers(learn, o, out, config, steps, _prompts(learn))
     learn.add_cbs(watch)
     names = ['valid_loss', *('valid_bpb' if m.name=='bpb' else m.name for m in learn.metrics)] if not rounds else []

@@ -2,7 +2,7 @@
 import pytest
 import lmft.models.adapters
 from lmft.core import LmftError
-from lmft.check.estimate import estimate, measure, suggest
+from lmft.check.estimate import estimate, measure, report, suggest
 from lmft.stages.defaults import stage_defaults
 from lmft.stages.table import stages
 from running import run
@@ -54,6 +54,16 @@ def test_what_would_fit():
     assert 'method' in suggest(less['peak']-1, 'tiny', bs=1)[0]
     assert 'prefix' in run('estimate', '--model', 'tiny', '--method', 'prefix', '--gradient_checkpointing', code=2)
     assert suggest(estimate('tiny', bs=5)['peak']-1, 'tiny', bs=5)[0]==dict(bs=1, n_acc=5)          # five rows a step, as before
+
+def test_a_run_that_does_not_fit(monkeypatch, capsys):
+    "None of its steps is run; lora, which muon cannot train, is tried with AdamW"
+    least = dict(bs=1, gradient_checkpointing=True)
+    limit = (estimate('tiny', **least, optimizer='muon')['peak']+estimate('tiny', **least, method='lora')['peak'])//2
+    monkeypatch.setattr('lmft.check.estimate.memory_at_hand', lambda device='auto': limit)
+    monkeypatch.setattr('lmft.check.estimate.measure', lambda runs: pytest.fail('it was run'))
+    found = estimate('tiny', bs=2, optimizer='muon', timed=True)
+    assert 'no step was timed' in capsys.readouterr().err and found['seconds_per_step']>0
+    assert '--optimizer adamw' in report(found, limit, model='tiny', bs=2, optimizer='muon')[-1]
 
 @pytest.mark.parametrize('argv,says', [
     (['--bs', 8], '--model'), (['--model', 'tiny', '--bs', 0], 'bs is 0'), (['--model', 'tiny', '--seq', 8], '--seq'),

@@ -16,7 +16,7 @@ __all__ = ['knowable', 'Check', 'checks', 'Finding', 'check', 'examine', 'word_r
 import inspect, re, sys, warnings
 from collections import Counter, namedtuple
 
-from ..core import LmftError, pick_precision
+from ..core import LmftError, error_line, pick_precision
 from ..data.certificate import kind_of, unprinted
 from ..data.chat import chat_examples
 from ..data.messages import to_messages
@@ -374,7 +374,7 @@ def _too_long(model, seq_len, train_examples=None, valid_examples=None):
 def _packing(model, packed):
     if not packed or can_pack(model): return
     try: why = f'lets documents see each other (logits are off by {packing_error(model):.1g} of their spread)'
-    except (RuntimeError, IndexError, ValueError, TypeError) as e: why = f'fails: {(str(e).splitlines() or [type(e).__name__])[0]}'
+    except (RuntimeError, IndexError, ValueError, TypeError) as e: why = f'fails: {error_line(e)}'
     yield f'packing with {type(base_of(model)).__name__} and {_adapter(model)} {why}; give each document a row of its own'
 
 def _adapter(model):

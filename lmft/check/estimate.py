@@ -12,7 +12,7 @@ Docs: https://lmft-org.github.io/lmft/reference/estimate.html.md"""
 __all__ = ['Meter', 'dry_run', 'machine_speed', 'estimate', 'memory_at_hand', 'measure', 'suggest', 'as_options', 'report']
 
 # %% ../../nbs/reference/estimate.ipynb #7c73df17
-import json, os, subprocess, sys, time, weakref
+import json, os, resource, subprocess, sys, time, weakref
 from collections import Counter
 from functools import lru_cache, partial
 from pathlib import Path
@@ -219,7 +219,7 @@ def estimate(
     arch:str='llama',   # Architecture of 'tiny' or 'small'
     vocab_size:int=4096,# Vocabulary of 'tiny' or 'small'
     gradient_checkpointing=False,  # Blocks are computed again in the backward pass
-    timed=False,        # Time two steps with random weights on the device, instead of computing their time
+    timed=False,        # Take the fastest of up to ten steps with random weights on the device, instead of computing the time
     optimizer='adamw',  # 'adamw' or 'muon'
     r:int=None,         # LoRA: rank
     targets:str=None,   # LoRA: attention, all, or a regular expression
@@ -244,6 +244,7 @@ def estimate(
 # %% ../../nbs/reference/estimate.ipynb #2775d77a
 def _resident(name):
     "Bytes of this process in memory: 'VmRSS' now, 'VmHWM' at most"
+    if sys.platform=='darwin': return dict(VmRSS=psutil.Process().memory_info().rss, VmHWM=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)[name]
     with open('/proc/self/status') as f: return next(int(l.split()[1])*1024 for l in f if l.startswith(name))
 
 class _Clock(Callback):
@@ -308,10 +309,16 @@ def measure(
     env = dict(os.environ) if holes else dict(os.environ, MALLOC_MMAP_THRESHOLD_=str(2**20))
     done = subprocess.run([sys.executable, '-c', _child, json.dumps(runs)], capture_output=True, text=True, env=env)
     found = [json.loads(l) for l in done.stdout.splitlines()]
-    if len(found)!=len(runs): raise LmftError(f'a run failed: {done.stderr.strip().splitlines()[-1]}')
+    if len(found)!=len(runs): raise LmftError(f"a run failed: {(done.stderr.strip().splitlines() or ['it was killed, perhaps for memory'])[-1]}")
     return found
 
 # %% ../../nbs/reference/estimate.ipynb #1280890a
+def _peak_of(o, n_blocks):
+    "Bytes at the peak of the same run with fewer blocks"
+    with torch.device('meta'): hf = _without_weights(*(o[k] for k in ('model', 'method', 'head', 'arch', 'vocab_size', 'seq_len')), n_blocks, r=o['r'], targets=o['targets'])
+    if o['gradient_checkpointing']: checkpoint_blocks(hf)
+    return dry_run(hf, *(o[k] for k in ('bs', 'seq_len', 'n_acc', 'labelled', 'precision', 'device', 'optimizer'))).peak
+
 def _timed(hf, peak, seconds, settings, patience=20):
     "Seconds of a step, from steps that are run; `seconds` is what was computed"
     def run(*blocks):
@@ -322,8 +329,8 @@ def _timed(hf, peak, seconds, settings, patience=20):
     alike = not (settings['method'].startswith(('last', 'gradual')) or base_of(hf).config.is_encoder_decoder
                  or (Path(settings['model'])/'adapter_config.json').exists())
     if fits and (3*seconds<patience or blocks<=3 or not alike): return run(None)[0]
-    if not alike:
-        say_once('the model does not fit, so no step was timed; plan with twice the time')
+    if not (alike and (fits or _peak_of(settings, 3)<.8*memory_at_hand(settings['device']))):
+        say_once('the run does not fit, so no step was timed; plan with twice the time')
         return seconds
     one,three = run(1, 3)
     return one+(blocks-1)*(three-one)/2
@@ -332,6 +339,7 @@ def _timed(hf, peak, seconds, settings, patience=20):
 def _milder(o):
     "Settings that need less, mildest change first: the same steps in smaller batches, blocks computed again, lora"
     for method in dict.fromkeys([o['method'], 'lora']):
+        if method!=o['method'] and o.get('optimizer')=='muon': o = dict(o, optimizer='adamw')     # muon trains no adapters
         for again in dict.fromkeys([o['gradient_checkpointing'], True]):
             now = dict(o, method=method, gradient_checkpointing=again)
             yield now

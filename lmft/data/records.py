@@ -16,7 +16,7 @@ __all__ = ['entry_reader', 'read_records', 'split_sources', 'read_splits', 'reco
 import os
 from pathlib import Path
 
-from ..core import BadRecord, LmftError, say_once
+from ..core import BadRecord, LmftError, error_line, say_once
 from .conversations import good_answer
 from .fields import field_names, placed, shapes, show_value
 from .files import find_splits, rows_of, sources, suffix_of
@@ -103,8 +103,7 @@ def _file_records(src, columns, labelled=False):
     except BadRecord as e: raise placed(e, path=src) from None
     except LmftError as e: raise (e if str(src) in str(e) else LmftError(f'{src}: {e}')) from None
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, RecursionError) as e:
-        why = (str(e) or type(e).__name__).splitlines()[0][:300]
-        raise LmftError(f'{src}: cannot be read after {place or "its beginning"}: {why}') from e
+        raise LmftError(f'{src}: cannot be read after {place or "its beginning"}: {error_line(e)[:300]}') from e
     if place is None: yield BadRecord('is empty; it holds no record', path=src)
     _tell(file)
 

@@ -21,7 +21,7 @@ from itertools import count, repeat
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..core import BadRecord, LmftError, say_once
+from ..core import BadRecord, LmftError, error_line, say_once
 import torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
@@ -69,9 +69,7 @@ def open_stream(
     if not files[0].startswith('hf:'): return datasets.IterableDataset.from_generator(_file_rows, gen_kwargs=dict(files=files))
     name,_,split = files[0].removeprefix('hf:').partition(':')
     try: return datasets.load_dataset(name, split=split or 'train', streaming=True)
-    except Exception as e:
-        why = str(e.__cause__ or e) or type(e).__name__
-        raise LmftError(f'{files[0]}: cannot be streamed: {why.splitlines()[0]}') from e
+    except Exception as e: raise LmftError(f'{files[0]}: cannot be streamed: {error_line(e.__cause__ or e)}') from e
 
 # %% ../../nbs/reference/streaming.ipynb #a778fafe
 _begin = dict(round=0, shard=0, n=0, state=None, bad=0)              # before the first record
@@ -125,8 +123,7 @@ def _entries(self:TextStream, at, where):
             yield None
     except Exception as e:
         if isinstance(e, LmftError): raise
-        why = str(e.__cause__ or e) or type(e).__name__
-        raise LmftError(f"{self.name}: cannot be read after entry {where.get('n', 0)} of a shard: {why.splitlines()[0]}") from e
+        raise LmftError(f"{self.name}: cannot be read after entry {where.get('n', 0)} of a shard: {error_line(e.__cause__ or e)}") from e
 
 # %% ../../nbs/reference/streaming.ipynb #83097e70
 @patch

@@ -14,7 +14,7 @@ __all__ = ['csv_rows', 'label_type', 'parquet_rows', 'dataset_splits', 'dataset_
 import csv, re, sys
 from pathlib import Path
 
-from ..core import BadRecord, LmftError
+from ..core import BadRecord, LmftError, error_line
 from .fields import placed, show_value
 from .lines import is_url, open_bytes, text_lines
 
@@ -133,7 +133,7 @@ def parquet_rows(
                 n += 1
                 yield dict(record=n), row
     except (pa.ArrowException, OSError, ValueError, IndexError) as e:
-        raise LmftError(f'{path}: cannot be read as Parquet: {str(e).splitlines()[0]}') from None
+        raise LmftError(f'{path}: cannot be read as Parquet: {error_line(e)}') from None
 
 # %% ../../nbs/reference/tables.ipynb #09f4c2b0
 def _loaded(src):
@@ -148,8 +148,7 @@ def _loaded(src):
         name,_,split = src.removeprefix('hf:').partition(':')
         return datasets.load_dataset(name, split=split or None)
     except Exception as e:
-        why = str(e.__cause__ or e) or type(e).__name__
-        raise LmftError(f'{src}: cannot be loaded: {why.splitlines()[0]}') from e
+        raise LmftError(f'{src}: cannot be loaded: {error_line(e.__cause__ or e)}') from e
     finally: datasets.logging.set_verbosity(loud)
 
 # %% ../../nbs/reference/tables.ipynb #e5c766ab
@@ -174,4 +173,4 @@ def dataset_rows(
     try:
         for n,row in enumerate(_with_names(data, _class_names(data.features)), 1): yield dict(record=n), row
     except Exception as e:
-        raise LmftError(f'{src}: cannot be read: {(str(e) or type(e).__name__).splitlines()[0]}') from e
+        raise LmftError(f'{src}: cannot be read: {error_line(e)}') from e

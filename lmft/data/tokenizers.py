@@ -16,7 +16,7 @@ import copy, json, re, warnings
 from functools import lru_cache
 from pathlib import Path
 
-from ..core import LmftError
+from ..core import LmftError, error_line
 import torch
 from huggingface_hub import get_session, hf_hub_url, is_offline_mode, try_to_load_from_cache
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -96,7 +96,7 @@ def load_tokenizer(
     settings = check_folder(path)
     try: tok = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **settings)
     except (OSError, ValueError, KeyError) as e:
-        raise LmftError(f'{path}: no tokenizer can be loaded: {str(e).splitlines()[0]}') from e
+        raise LmftError(f'{path}: no tokenizer can be loaded: {error_line(e)}') from e
     if not tok.is_fast: raise LmftError(f'{path}: {type(tok).__name__} gives no offsets; convert it to a fast tokenizer')
     if tok.eos_token is None: tok.eos_token = tok.sep_token                     # WordPiece ends a text with it
     if tok.eos_token is None: raise LmftError(

@@ -151,8 +151,9 @@ def compare(
     for i,r in enumerate(rows, 1):
         if lacks := {'task', 'instruction', 'input', 'output'}-set(r): raise LmftError(f"record {i} has no {', '.join(sorted(lacks))}; see `asked_records`")
     least = smallest_effect(len(rows), level=level) if over=='records' and len(rows)>1 else None
-    by = {metric_of(rs).replace('exact', 'exact match').replace('rouge_l', 'ROUGE-L') for rs in groupby(rows, lambda r: r['task']).values()}
-    say_once(f"{len(rows)} records, scored by {' and '.join(sorted(by))}"+('' if least is None else
+    def by(rs): return 'the choice among given answers' if all(r.get('options') for r in rs) else dict(exact='exact match', rouge_l='ROUGE-L')[metric_of(rs)]
+    how = sorted({by(rs) for rs in groupby(rows, lambda r: r['task']).values()})
+    say_once(f"{len(rows)} records, scored by {' and '.join(how)}"+('' if least is None else
              '; they are too few to show any difference' if least>1 else
              f'; by a guess beforehand, a difference of about {least:.2f} is found four times in five'))
     device = device or pick_device()

@@ -154,9 +154,10 @@ def asked_records(
                 if on_bad!='skip': raise placed(e, path=p, record=i) from None
                 if bad is not None: bad.append(placed(e, path=p, record=i))
         rows += with_options(made)
-    once = {t: [*{_said(r): r for r in rs}.values()] for t,rs in groupby(rows, itemgetter('task')).items()}
+    once = {t: [*{(r['instruction'], r['input']): r for r in rs}.values()] for t,rs in groupby(rows, itemgetter('task')).items()}
     left,total = sum(max(0, len(rs)-n) for rs in once.values()),sum(map(len, once.values()))
-    if left: say_once(f'{left} of {total} records are not asked: a task is asked n = {n} of them; a larger n asks more')
+    if total<len(rows): say_once(f'{len(rows)-total} of {len(rows)} records repeat a question and are left out; the last answer to it counts')
+    if left: say_once(f'{left} of {total} records are not asked, since a task is asked at most n = {n}; a larger n asks more')
     return [r for rs in once.values() for r in sorted(rs, key=lambda r: _hash(f'{seed} {_said(r)}'))[:n]]
 
 # %% ../../nbs/reference/task_files.ipynb #43a9b722

@@ -17,7 +17,7 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..core import LmftError, atomic_path, dtypes, say_once
+from ..core import LmftError, atomic_path, dtypes, error_line, say_once
 from ..data.tokenizers import check_folder, with_special_tokens
 from ..data.templates import stop_tokens
 from .parts import base_of, is_causal, new_modules
@@ -235,7 +235,7 @@ def _from_pretrained(path, head, dtype, **kwargs):
         with _quiet(): return _head(head).from_pretrained(path, trust_remote_code=False, use_safetensors=True, dtype=dtype,
                                                           output_loading_info=True, key_mapping={f'^{re.escape(_mark)}': ''}, **kwargs)
     except (OSError, ValueError, KeyError, RuntimeError) as e:
-        raise LmftError(f'{path}: no {head} model can be loaded: {_first_line(e)}') from e
+        raise LmftError(f'{path}: no {head} model can be loaded: {error_line(e)}') from e
 
 # %% ../../nbs/reference/models.ipynb #6fc8a5ed
 _stored = dict(F32=torch.float32, BF16=torch.bfloat16, F16=torch.float16)  # What safetensors calls them
@@ -285,8 +285,6 @@ def _load_whole(path, head, dtype=torch.float32, **kwargs):
     return model
 
 # %% ../../nbs/reference/models.ipynb #c9260735
-def _first_line(e): return (str(e).splitlines() or [type(e).__name__])[0]
-
 def read_config(
     path,  # Folder or hub name
 ):
@@ -294,7 +292,7 @@ def read_config(
     settings = check_folder(path)
     try: return AutoConfig.from_pretrained(path, trust_remote_code=False, **settings)
     except (OSError, ValueError, KeyError) as e:
-        raise LmftError(f'{path}: no configuration of a model can be read: {_first_line(e)}') from e
+        raise LmftError(f'{path}: no configuration of a model can be read: {error_line(e)}') from e
 
 # %% ../../nbs/reference/models.ipynb #942b5f63
 def adapter_config(
@@ -304,7 +302,7 @@ def adapter_config(
     try: config = PeftConfig.from_pretrained(str(path))
     except KeyError as e: raise LmftError(f'{path}: the kind of adapter {e} is unknown; import lmft.models.adapters first') from e
     except (OSError, ValueError, TypeError) as e:
-        raise LmftError(f'{path}: adapter_config.json cannot be read: {_first_line(e)}') from e
+        raise LmftError(f'{path}: adapter_config.json cannot be read: {error_line(e)}') from e
     if config.base_model_name_or_path: return config
     raise LmftError(f'{path}: the adapter does not say which base model it belongs to')
 
@@ -355,7 +353,7 @@ def _load_adapter(path, config, head, train, dtype, kwargs):
     check_base(path, whole)
     if (tuned/'generation_config.json').exists(): whole.generation_config = GenerationConfig.from_pretrained(tuned)
     try: model = PeftModel.from_pretrained(whole, path, is_trainable=train and not soft)  # peft trains no soft one further
-    except (RuntimeError, ValueError) as e: raise LmftError(f'{path}: does not fit on {base}: {_first_line(e)}') from e
+    except (RuntimeError, ValueError) as e: raise LmftError(f'{path}: does not fit on {base}: {error_line(e)}') from e
     for n,p in model.named_parameters():
         if soft: p.requires_grad_(train and ('prompt_encoder.' in n or '.modules_to_save.' in n))
     return model

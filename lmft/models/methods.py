@@ -245,7 +245,7 @@ def merge_adapter(
         if p.is_floating_point(): p.data = p.data.to(dtype)
     after = _all_logits(merged, input_ids)
     p,q = (F.pad(z, (0, int(z.shape[-1]==1))).log_softmax(-1) for z in (before, after))
-    return merged, dict(max_logit_diff=(before-after).abs().max().item(), kl=max(0., (p.exp()*(p-q)).sum(-1).mean().item()))              # rounding may leave -1e-9
+    return merged, dict(max_logit_diff=(before-after).abs().max().item(), kl=max((p.exp()*(p-q)).sum(-1).mean().item(), 0.))              # rounding may leave -1e-9; nan stays nan
 
 # %% ../../nbs/reference/methods.ipynb #33c6cd6b
 _rates = dict(last=(5e-4, 2e-5), head=(1e-2, 1e-3), lora=(3e-3, 2e-4), seq_adapter=(5e-3, 2e-4), par_adapter=(1e-2, 2e-4),

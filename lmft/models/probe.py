@@ -19,7 +19,7 @@ from collections import namedtuple
 from contextlib import contextmanager
 from functools import lru_cache
 
-from ..core import LmftError
+from ..core import LmftError, error_line
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -137,7 +137,7 @@ def small_copy(
                 body(**sample_inputs(body))
             return body
         except Exception as e: errors.append(e)             # widths that do not divide: the next try changes less
-    raise LmftError(f'{arch.cls.__name__}: no small copy of it runs: {str(errors[-1]).splitlines()[0]}')
+    raise LmftError(f'{arch.cls.__name__}: no small copy of it runs: {error_line(errors[-1])}')
 
 # %% ../../nbs/reference/probe.ipynb #cf60fe30
 def moved(

@@ -173,7 +173,7 @@ def _new_tokenizer(train, vocab_size):
     lengths = getattr(train, 'lengths', None)
     step = -(-int(lengths.sum())//2**25) or 1 if lengths is not None else 1     # 32 MB, evenly spaced, tell what is frequent
     tok = train_tokenizer((r['text'] for r in train[::step]), vocab_size)
-    if max(len(tok), 4096)<vocab_size: say_once(                                # 4096 if nothing was asked
+    if len(tok)<vocab_size!=4096: say_once(                                     # 4096 is the default
         f'the text gives a tokenizer of {len(tok):,} tokens, not of vocab_size {vocab_size:,}: each of its words is one token already')
     return tok
 
@@ -342,7 +342,7 @@ def prepare(
     set_seed(o['seed'])
     tok,hf = open_model(model, s, _told(train, model, o), tok or (data.train.tok if made else None), o, **_four_bit(o, model, device, precision))
     o['seq_len'],packed = _fits(s, o['seq_len'], hf),choose_packing(hf, o['packed'], o['method'])
-    o['optimizer'] = o['optimizer'] or usual_optimizer(model, o['method'])
+    o['optimizer'] = o['optimizer'] or usual_optimizer(model, o['method'], o['freeze'])
     o['lr'] = o['lr'] or stage_lr(s, hf, o['method'], model if isinstance(model, str) else None, o['optimizer'])
     known |= dict(tok=tok, lr=o['lr'], seq_len=o['seq_len'], packed=packed)
     dls = data if made else s.dls(train, held, tok, hf, report, seq_len=o['seq_len'], packed=packed, **loader, **own)
@@ -376,7 +376,7 @@ def stage_learner(
         learn = s.learner(p.dls, _frozen(p.model, o['freeze']), o['method'], o['lr'], s.metrics(p.known['tok'], p.model) if metrics is None else metrics,
                           cbs=[*mixed_precision(p.known['precision']), Processes(p.known['device']), *own_cbs, *L(cbs)],
                           **{k: o[k] for k in ('wd', 'clip', 'betas', 'eps')}, method_options=p.method_options, **p.own)
-    learn.opt_func = _opt_func(learn, **{k: o[k] for k in ('optimizer', 'betas', 'eps')})
+    learn.opt_func,learn.own_lr = _opt_func(learn, **{k: o[k] for k in ('optimizer', 'betas', 'eps')}),given.get('lr') is not None
     learn.add_cbs([*loss_cbs(learn), *([StreamPosition()] if isinstance(learn.dls.train, Endless) else [])])
     if not isinstance(data, DataLoaders): _examined(dict(p.known, model=learn.hf))
     learn.tok,learn.stage,learn.report,learn.held = p.known['tok'],s,p.report,p.known.get('valid')

@@ -45,9 +45,9 @@ def learner_options(
     columns:str=None,              # Names of columns, such as text=review,label=sentiment
     on_bad:OnBad='error',          # Bad records: stop, or leave them out and list them in bad_records.jsonl
     method:str='full',             # full, head, last:N, gradual, lora[:R], prefix[:N], prompt[:N], seq_adapter[:R], par_adapter[:R]
-    lr:float=None,                 # Highest learning rate (default: by stage, method and size of the model; 0.006 for a new tiny one)
+    lr:float=None,                 # Highest learning rate (default: by stage, method and size of the model)
     wd:float=.1,                   # Weight decay of matrices, as a share of the learning rate
-    optimizer:Literal['adamw', 'muon']=None,  # muon: for the matrices of the blocks, AdamW for the rest (Liu et al., 2025, arXiv:2502.16982; default: muon for a new model, else adamw)
+    optimizer:Literal['adamw', 'muon']=None,  # muon: for the matrices of the blocks, AdamW for the rest (Liu et al., 2025, arXiv:2502.16982; default: muon for a tiny or small model that is trained in full, else adamw)
     betas:tuple[float,float]=(.9, .99),  # AdamW's averages of the gradient and of its square
     eps:float=1e-8,                # AdamW's smallest divisor
     clip:float=1.,                 # Largest norm of the gradient

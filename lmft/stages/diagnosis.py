@@ -15,6 +15,8 @@ __all__ = ['stage_for', 'doctor']
 import warnings
 from pathlib import Path
 
+import lmft
+
 from ..check.doctor import Finding, examine
 from ..core import LmftError
 from ..data.certificate import certificate
@@ -60,7 +62,7 @@ def doctor(
     if shown is not None: shown += certificate(known['train'], known['tok'])
     found = examine(**known, dls=p.dls, model=trainable(p.model, p.options['method'], **p.method_options))
     cut = any(f.check=='answers cut' for f in found)                                    # it says more than the warning
-    ours = dict.fromkeys(str(w.message) for w in heard if 'lmft' in Path(w.filename).parts)
+    ours = dict.fromkeys(str(w.message) for w in heard if Path(lmft.__file__).parent in Path(w.filename).parents)
     return found+[Finding('batches', False, t) for t in ours if not (cut and ' cut' in t)]
 
 def _data_alone(data, valid, seed, reading):

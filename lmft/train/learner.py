@@ -348,7 +348,7 @@ def fit_cos(self:LMLearner,
     per_epoch = len(self.dls.train)
     total = steps or n_epoch*per_epoch
     o,sure = getattr(self, 'options', {}),{'keep_best', 'early_stopping', 'save_model'} & {cb.name for cb in [*self.cbs, *L(cbs)]}
-    if not (steps or lr) and (line := few_steps_line(o.get('method', 'full'), total)): say_once(line)
+    if not (steps or lr or getattr(self, 'own_lr', False)) and (line := few_steps_line(o.get('method', 'full'), total)): say_once(line)
     new = o.get('stage')=='clm' and o.get('model') in ('tiny', 'small')
     if new and not sure and (line := many_epochs_line(total/per_epoch)): say_once(line)
     lr = self.lr if lr is None else lr

@@ -106,9 +106,10 @@ def muon(params, lr=1e-3, mom=.9, sqr_mom=.99, eps=1e-8, wd=.1, *, matrices):
 def usual_optimizer(
     model,              # As for a builder
     method:str='full',  # As in `trainable`
+    freeze:str=None,    # Weights that stay as they are, as for a builder
 ) -> str:
-    "The optimiser where none is given: 'muon' for all weights of a new model, else 'adamw'"
-    return 'muon' if isinstance(model, str) and model in ('tiny', 'small') and method=='full' else 'adamw'
+    "The optimiser where none is given: 'muon' where a new 'tiny' or 'small' model is trained in full, nothing frozen; else 'adamw'"
+    return 'muon' if isinstance(model, str) and model in ('tiny', 'small') and method=='full' and not freeze else 'adamw'
 
 # %% ../../nbs/reference/optim.ipynb #97d35c5f
 def lr_curve(
