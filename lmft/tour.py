@@ -226,7 +226,7 @@ def _short(text, n=90):
 def _count(n, noun): return f"{n:,} {noun}{'s'*(n!=1)}"
 
 def _spread(rows, n):
-    "`n` of the rows, evenly spread: nobody chose them"
+    "`n` of the records, evenly spread: nobody chose them"
     return rows[::max(1, len(rows)//n)][:n]
 
 # %% ../nbs/reference/tour.ipynb #45137b47

@@ -375,7 +375,7 @@ def _packing(model, packed):
     if not packed or can_pack(model): return
     try: why = f'lets documents see each other (logits are off by {packing_error(model):.1g} of their spread)'
     except (RuntimeError, IndexError, ValueError, TypeError) as e: why = f'fails: {error_line(e)}'
-    yield f'packing with {type(base_of(model)).__name__} and {_adapter(model)} {why}; give each document a row of its own'
+    yield f'packing with {type(base_of(model)).__name__} and {_adapter(model)} {why}; give each document a sequence of its own'
 
 def _adapter(model):
     "The kind of adapter that a model has"

@@ -149,8 +149,8 @@ def _fake_batch(model, bs, seq_len, n_kept, device):
 # %% ../../nbs/reference/estimate.ipynb #cab237b9
 def dry_run(
     hf,                # 🤗 or peft model on the meta device
-    bs:int,            # Rows of a batch
-    seq_len:int,       # Tokens of a row
+    bs:int,            # Sequences of a batch
+    seq_len:int,       # Tokens of a sequence
     n_acc:int=1,       # Batches of a step
     labelled:float=1., # Share of the tokens that are predicted
     precision='fp32',  # 'fp32', 'bf16' or 'fp16'
@@ -208,8 +208,8 @@ def machine_speed(
 def estimate(
     model,              # 'tiny', 'small', a folder of a model or adapter, or a hub name; no weights are read
     method:str='full',  # As for `trainable`; an adapter folder brings its own
-    bs:int=8,           # Rows of a batch
-    seq_len:int=256,    # Tokens of a row
+    bs:int=8,           # Sequences of a batch
+    seq_len:int=256,    # Tokens of a sequence
     n_acc:int=1,        # Batches of a step
     precision='auto',   # 'auto', 'fp32', 'bf16' or 'fp16'
     device='auto',      # 'auto', 'cpu' or 'cuda'

@@ -203,7 +203,7 @@ def lm_dls(
         sizes = exs.lengths if hasattr(exs, 'lengths') else [len(e['input_ids']) for e in exs]
         if packed and max(sizes)>seq_len:
             at = next(i for i,n in enumerate(sizes) if n>seq_len)
-            raise LmftError(f'example {at+1} has {sizes[at]} tokens and is to be packed into rows of {seq_len}; '
+            raise LmftError(f'example {at+1} has {sizes[at]} tokens and is to be packed into sequences of {seq_len}; '
                             'cut it with fit_length or chop, or take a larger seq_len')
         if hasattr(exs, 'rows'): return exs.rows(seq_len if packed else None)            # examples on disk
         if not packed: return [[e] for e in exs]

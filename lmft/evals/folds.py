@@ -97,7 +97,7 @@ def fold_rows(
     for f,s in zip(folds, sets):
         if lost := {*f.tasks}-{r['task'] for r in s[:n]}:
             names = ', '.join(sorted(lost))
-            raise LmftError(f'fold {f.kind} {f.name}: all rows of {names} stand in what it leaves out, too')
+            raise LmftError(f'fold {f.kind} {f.name}: all records of {names} stand in what it leaves out, too')
     return [s[:n] for s in sets]
 
 # %% ../../nbs/reference/folds.ipynb #9b916df6
@@ -183,7 +183,7 @@ def _on_both(train, test):
     "The records of the tasks that are on both sides, task by task"
     sides = [groupby(rows, itemgetter('task')) for rows in (train, test)]
     if alone := sorted({*sides[0]}^{*sides[1]}):
-        warnings.warn(f"tasks {', '.join(alone)} have rows to train on or to be asked, not both; they are left out")
+        warnings.warn(f"tasks {', '.join(alone)} have records to train on or to be asked, not both; they are left out")
     return [[r for t in sides[0] if t in sides[1] for r in side[t]] for side in sides]
 
 # %% ../../nbs/reference/folds.ipynb #1ba8e0ec

@@ -68,10 +68,10 @@ def _settings(name, metric, options, most):
 
 # %% ../../nbs/reference/harness.ipynb #b577830b
 def _checked(rows, name, examples):
-    "The name of the task; bad rows and bad names raise an error"
+    "The name of the task; bad records and bad names raise an error"
     if not rows: raise LmftError('there are no records; give at least one')
     tasks = [*{r['task']: 0 for r in rows}]
-    if tasks[1:]: raise LmftError(f"rows of {len(tasks)} tasks ({', '.join(tasks[:3])}{', …' if tasks[3:] else ''}); write one task at a time")
+    if tasks[1:]: raise LmftError(f"records of {len(tasks)} tasks ({', '.join(tasks[:3])}{', …' if tasks[3:] else ''}); write one task at a time")
     free = [i for i,r in enumerate(rows, 1) if not r.get('options')]
     if 0<len(free)<len(rows):
         raise LmftError(f'task {tasks[0]}: {len(free)} of {len(rows)} rows have no options, row {free[0]} is the first; all need them or none')

@@ -48,7 +48,7 @@ def draw_examples(
     chosen = []
     for r in records:
         others = [e for e in by_task.get(r.get('task'), []) if question(e)!=question(r)]
-        if len(others)<k: raise LmftError(f"task '{r.get('task')}' has {len(others)} rows to show; {k} were asked for")
+        if len(others)<k: raise LmftError(f"task '{r.get('task')}' has {len(others)} records to show; {k} were asked for")
         chosen.append(rng.sample(others, k))
     return chosen
 

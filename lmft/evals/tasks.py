@@ -28,9 +28,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 # %% ../../nbs/reference/task_files.ipynb #f008e2e6
 def golds_of(
-    row:dict,  # A row of a task
+    row:dict,  # A record of a task
 ) -> list:     # Of str
-    "All right answers to a row"
+    "All right answers to a record"
     return row.get('references') or [row['output']]
 
 # %% ../../nbs/reference/task_files.ipynb #c3ef594e
@@ -78,10 +78,10 @@ def _task_facts(name, path, categories):
 
 # %% ../../nbs/reference/task_files.ipynb #b58c8b5c
 def with_options(
-    rows:list,  # Rows of one task
+    rows:list,  # Records of one task
     most=6,     # Maximum options
 ) -> list:
-    "The rows with `options` if their answers are always one of a few short ones, as in classification"
+    "The records with `options` if their answers are always one of a few short ones, as in classification"
     golds = sorted({g for r in rows for g in golds_of(r)})
     short = all(len(plain_words(g))<=3 for g in golds) and all(len(golds_of(r))==1 for r in rows)
     return [dict(r, options=golds) for r in rows] if short and 1<len(golds)<=min(most, len(rows)/5) else rows
@@ -93,7 +93,7 @@ def read_tasks(
     on_bad='error',   # 'skip': leave out instances that cannot be used
     bad:list=None,    # Receives them
 ) -> list:            # Of dict: task, cluster, sources, instruction, input, output, references, options, id
-    "Rows of tasks from files, with the clusters and the source data sets of the tasks"
+    "Records of tasks from files, with the clusters and the source data sets of the tasks"
     files = _task_files(paths)
     records = [*read_records([*files.values()], on_bad, bad)]
     facts = {name: _task_facts(name, path, categories) for name,path in files.items()}
@@ -105,14 +105,14 @@ def _hash(text): return hashlib.sha256(text.encode()).hexdigest()[:16]
 def _said(row): return ' '.join(words_of(row['input'] or row['instruction']))
 
 def split_tasks(
-    rows:list,       # Rows of tasks
-    n_train=200,     # Maximum rows of a task to train on
-    n_test=50,       # Rows of a task that are asked; at most a quarter of them
-    seed:int=0,      # Another seed, other rows
+    rows:list,       # Records of tasks
+    n_train=200,     # Maximum records of a task to train on
+    n_test=50,       # Records of a task that are asked; at most a quarter of them
+    seed:int=0,      # Another seed, other records
     on_bad='error',  # 'skip': leave out tasks with fewer than 4 different instances
     bad:list=None,   # Gets a `BadRecord` for each of these
 ):                   # (train, test)
-    "Split the rows of each task; no instance stands on both sides"
+    "Split the records of each task; no instance stands on both sides"
     once = {t: [*{_said(r): r for r in rs}.values()] for t,rs in groupby(rows, itemgetter('task')).items()}
     few = [f"task '{t}' has {len(rs)} different instances" for t,rs in once.items() if len(rs)<4]
     if few and on_bad!='skip': raise LmftError(f"{', '.join(few)}; at least 4 are needed")
@@ -162,7 +162,7 @@ def asked_records(
 
 # %% ../../nbs/reference/task_files.ipynb #43a9b722
 def fingerprints(
-    row:dict,  # A row of a task
+    row:dict,  # A record of a task
 ) -> set:      # Of 'kind:hash'
     "What of a row must not be met in training when its cluster is left out: instance, template, sources"
     sources = [re.sub(r'[\W_]*v\d[\d.]*$', '', s.casefold()) for s in row.get('sources') or [row['task']]]

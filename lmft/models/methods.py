@@ -220,7 +220,7 @@ def _lora(model, arg, *,
 
 # %% ../../nbs/reference/methods.ipynb #fcc5f748
 def _all_logits(model, input_ids):
-    "Logits of every row by itself, classes last: of tokens, of rows, of the ends of spans, or of masked tokens"
+    "Logits of every sequence by itself, classes last: of tokens, of sequences, of the ends of spans, or of masked tokens"
     def of(out):
         if 'start_logits' in out: return torch.stack([out.start_logits, out.end_logits], 1)
         return out.logits if 'logits' in out else out.prediction_logits

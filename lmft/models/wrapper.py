@@ -26,9 +26,9 @@ from torch import nn
 
 # %% ../../nbs/reference/wrapper.ipynb #ead75dbd
 def block_mask(
-    position_ids,  # Places within documents, 0 where one begins; (rows, tokens)
+    position_ids,  # Places within documents, 0 where one begins; (sequences, tokens)
 ):
-    "Additive mask (rows, 1, tokens, tokens): 0 within a document, very negative between documents"
+    "Additive mask (sequences, 1, tokens, tokens): 0 within a document, very negative between documents"
     doc = (position_ids==0).cumsum(1)
     same = doc[:,None,:,None]==doc[:,None,None,:]
     return torch.zeros(same.shape, device=same.device).masked_fill_(~same, torch.finfo(torch.float32).min)
@@ -44,7 +44,7 @@ def model_inputs(
     batch:dict,   # As `make_batch` makes it
     causal:bool,  # Each output sees only the tokens up to its own
 ) -> dict:
-    "What a model is called with for a batch: documents of one row told apart, positions as the model counts them"
+    "What a model is called with for a batch: documents of one sequence told apart, positions as the model counts them"
     taken,few_types = _taken(model),getattr(base_of(model).config, 'type_vocab_size', 2)<2
     b = {k: v for k,v in batch.items() if k in taken and not (k=='token_type_ids' and few_types)}
     if causal and 'use_cache' in taken: b['use_cache'] = False
@@ -94,7 +94,7 @@ def _logits(self:HFModel, b, loss_mask):
 # %% ../../nbs/reference/wrapper.ipynb #4600805d
 @patch
 def _ends(self:HFModel, out, mask):
-    "Logits of where spans start and end, two lines a row, over the places of its own tokens; (2 × rows, tokens)"
+    "Logits of where spans start and end, two lines a sequence, over the positions of its own tokens; (2 × sequences, tokens)"
     T,both = mask.shape[1],lambda t: t[:,None].expand(-1, 2, -1)
     places = both(mask.argsort(dim=1, descending=True, stable=True))                        # padding comes last
     ends = torch.stack([out.start_logits, out.end_logits], 1)[..., -T:].float()             # without a soft prompt
@@ -155,7 +155,7 @@ def _copy_gap(arch, attention, causal):
 
 # %% ../../nbs/reference/wrapper.ipynb #03adffc6
 def can_pack(model) -> bool:
-    "Can documents share a row without seeing each other? Tried on a small copy of the architecture"
+    "Can documents share a sequence without seeing each other? Tried on a small copy of the architecture"
     w = HFModel(model)
     if virtual_tokens(model) or w.spans or (w.per_row and not w.causal) or base_of(model).config.is_encoder_decoder: return False
     attention = base_of(model).config._attn_implementation
@@ -167,18 +167,18 @@ def can_pack(model) -> bool:
 def require_packing(
     model,  # 🤗 or peft model
 ):
-    "Raise an `LmftError` if documents that share a row would see each other"
-    if not can_pack(model): raise LmftError(f'{_apart(model)} cannot share a row, they would see each other; make batches with packed=False')
+    "Raise an `LmftError` if documents that share a sequence would see each other"
+    if not can_pack(model): raise LmftError(f'{_apart(model)} cannot share a sequence, they would see each other; make batches with packed=False')
 
 def choose_packing(
     model,              # 🤗 model
-    packed:bool=True,   # Documents shall share rows if they can
+    packed:bool=True,   # Documents shall share sequences if they can
     method:str='full',  # What will be trained: behind a soft prompt or prefix they cannot
 ) -> bool:
-    "Whether documents share rows; where they shall but cannot, one line says that rows are padded"
+    "Whether documents share sequences; where they shall but cannot, one line says that sequences are padded"
     soft = method.partition(':')[0] in ('prefix', 'prompt')
     if not packed or (can_pack(model) and not soft): return bool(packed)
-    say_once(f'{_apart(model, soft)} would see each other in one row, so rows are padded')
+    say_once(f'{_apart(model, soft)} would see each other in one sequence, so sequences are padded')
     return False
 
 def _apart(model, soft=False):

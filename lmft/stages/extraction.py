@@ -96,7 +96,7 @@ def entity_f1(
 def EntityF1(
     model,  # Model that knows the tags
 ):
-    "`entity_f1` over the rows of a validation set; a sentence in several windows counts as several"
+    "`entity_f1` over the records of a validation set; a sentence in several windows counts as several"
     names = base_of(model).config.id2label
     def _sums(learn):
         n = learn.xb[0]['loss_mask'].sum(1).tolist()

@@ -165,10 +165,10 @@ def row_dls(
     train:list,  # Examples whose labels stand at the token itself
     valid:list,  # Examples to validate on
     tok,         # Tokenizer, for padding
-    seq_len:int, # Maximum tokens of a row
+    seq_len:int, # Maximum tokens of a sequence
     **kwargs     # Other arguments of `lm_dls`: `bs`, `n_acc`, `seed`, `device`
 ):
-    "DataLoaders of one example a row, like lengths together"
+    "DataLoaders of one example a sequence, like lengths together"
     return lm_dls(train, valid, tok, seq_len, packed=False, shift=False, **kwargs)
 
 # %% ../../nbs/learn/05_finetuning.ipynb #1d927597

@@ -72,7 +72,7 @@ def _screen(row, k, n):
 def _key(r): return json.dumps([r['prompt'], r['responses']], sort_keys=True)
 
 def _not_ranked(rows, done):
-    "The rows that no ranking is there for, each counted"
+    "The records that no ranking is there for, each counted"
     have,left = Counter(map(_key, done)),[]
     for r in rows:
         if have[_key(r)]: have[_key(r)] -= 1

@@ -50,7 +50,7 @@ def sampled_stats(
     tokens,  # Sampled tokens, (tokens,)
 ):           # Two vectors: (tokens,), (tokens,)
     "Log-probability of each sampled token, and entropy (nats) of its distribution"
-    # on a CPU a few rows at a time stay in the cache
+    # on a CPU a few sequences at a time stay in the cache
     rows,out = len(logits) if logits.is_cuda else max(16, 2**19//logits.shape[-1]),[]
     for some,ids in zip(logits.split(rows), tokens.to(logits.device).split(rows)):
         logps = some.log_softmax(-1)
