@@ -92,7 +92,7 @@ def say_once(
 # %% ../nbs/reference/core.ipynb #cd18f6ab
 def error_line(e:Exception) -> str:
     "The first line of an error's message, or the name of its class where it has none"
-    return (str(e).splitlines() or [type(e).__name__])[0]
+    return (str(e).strip().splitlines() or [type(e).__name__])[0]
 
 # %% ../nbs/reference/core.ipynb #ffede5dd
 def _readable(path):

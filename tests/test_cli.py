@@ -274,3 +274,28 @@ def test_a_beginners_mistake(name, tmp_path):
     err = run(*(a.replace('{}', str(tmp_path)) for a in argv), code=2)
     assert all(s in err for s in says), err
     assert {p.name for p in tmp_path.rglob('*')}=={'full', 'mine.txt', 'fine.csv', 'column.csv', 'headless.csv'}
+
+def test_warnings_of_others_are_not_ours(capsys):
+    "Also in a checkout called lmft, whose packages lie below a folder of this name; and the filters of warnings outlive a command"
+    import warnings
+    from lmft import cli, core
+    seen = []
+    for file in ('/home/me/lmft/.venv/lib/python3.11/site-packages/torch/serialization.py', str(Path(core.__file__).parent/'data/files.py')):
+        cli._warned(lambda *args: seen.append(args[2]), f'said by {file}', UserWarning, file, 1)
+    assert len(seen)==1 and 'torch' in seen[0] and capsys.readouterr().err.count('lmft: said by')==1
+    before,show = [*warnings.filters],warnings.showwarning
+    with redirect_stdout(io.StringIO()): main(['--version'])
+    assert warnings.filters[-len(before):]==before and warnings.showwarning is show
+
+def test_a_run_that_got_worse_says_so(capsys):
+    "Unless it ended with the best weights; the loss before the training counts as well"
+    from types import SimpleNamespace as S
+    from lmft import core, runs
+    core.said.clear()
+    learn = S(stage=S(name='clm'), step_log=S(history=[dict(step=40, loss=2., valid_loss=2.3), dict(step=80, loss=1., valid_loss=2.6)]))
+    runs._say_result(learn, {}, True)
+    assert not capsys.readouterr().err
+    runs._say_result(learn, dict(valid_loss_before=9.), False)
+    assert 'lowest at step 40 (2.3)' in capsys.readouterr().err
+    runs._say_result(learn, dict(valid_loss_before=2.), False)
+    assert 'lower before the training (2)' in capsys.readouterr().err
