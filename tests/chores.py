@@ -1,5 +1,6 @@
 "What `make` needs of Python: `python tests/chores.py in_step | readme | bases | imports | claims [ID]`."
-import json, os, re, subprocess, sys
+import ast, hashlib, json, os, re, subprocess, sys
+from importlib.util import resolve_name
 from pathlib import Path
 from shutil import copy, copytree, ignore_patterns
 from tempfile import TemporaryDirectory
@@ -73,10 +74,48 @@ def claim_pages(id=None):
              if any(c.cell_type == 'code' and call.search(c.source) for c in nbformat.read(p, as_version=4).cells)]
     return found or sys.exit(f'no lesson holds the claim {id}')
 
+def file_of(module):
+    "The file of a module of lmft by its dotted name, or None"
+    path = root/module.replace('.', '/')
+    return next((f for f in (path.with_suffix('.py'), path/'__init__.py') if f.exists()), None)
+
+def imported(code, package=''):
+    "The modules of lmft that a piece of code imports"
+    for n in ast.walk(ast.parse(code)):
+        if isinstance(n, ast.Import): names = [a.name for a in n.names]
+        elif isinstance(n, ast.ImportFrom):
+            name = resolve_name('.'*n.level+(n.module or ''), package)
+            names = [name, *(f'{name}.{a.name}' for a in n.names)]
+        else: continue
+        yield from (m for m in names if m.partition('.')[0] == 'lmft' and file_of(m))
+
+def page_code(page):
+    "Hash of a page's code and of all modules of lmft that it imports, directly or not; the world's data are made by them"
+    import nbformat
+    from lmft.stages.bases import code_of
+    cells = [c.source for c in nbformat.read(root/page, as_version=4).cells if c.cell_type == 'code']
+    found, left = {}, {m for c in cells for m in imported(re.sub(r'^\s*[%!].*$', '', c, flags=re.M))}
+    while left:
+        m = left.pop()
+        code = file_of(m).read_text(encoding='utf-8')
+        found[m] = code_of(code)
+        left |= {*imported(code, m if file_of(m).name == '__init__.py' else m.rpartition('.')[0])} - {*found}
+    return hashlib.sha256(repr((cells, sorted(found.items()))).encode()).hexdigest()[:16]
+
+def ledger_rows(page):
+    "File in the ledger → row, of the claims that a page measures and that were measured before"
+    ids = re.findall(r"claim\(\s*\\?'([\w-]+)'", (root/page).read_text(encoding='utf-8'))
+    return {f: json.loads(f.read_text()) for f in (root/f'nbs/claims/{id}.json' for id in ids) if f.exists()}
+
 def claims(id=None):
     "Measure claims with all seeds, which rewrites the ledger, then run and save the page of all claims"
     for page in claim_pages(id):
+        code = page_code(page)
+        if not id and (rows := ledger_rows(page)) and all(r.get('code') == code for r in rows.values()):
+            print(f'{page}: measured with this code before; `make claims ID={next(iter(rows)).stem}` measures it again')
+            continue
         nbdev('test', root, page, '--flags', 'slow', '--cell-timeout', '0', '--do-print', env={**os.environ, 'LMFT_CLAIMS': '1'}, check=True)
+        for f, row in ledger_rows(page).items(): f.write_text(json.dumps({**row, 'code': code}, indent=1))
     page = 'nbs/explanations/claims.ipynb'
     nbdev('test', root, page, '--save', check=True)
     nbdev('clean', root, '--fname', page, check=True)

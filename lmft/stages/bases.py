@@ -143,10 +143,10 @@ def pretrain_base(
 
 # %% ../../nbs/reference/bases.ipynb #e4e3258f
 def code_of(
-    obj,  # Module or function
+    obj,  # Module or function, or source code
 ) -> str:
     "Its code without comments and docstrings: what it does is the same while this is the same"
-    tree = ast.parse(inspect.getsource(obj))
+    tree = ast.parse(obj if isinstance(obj, str) else inspect.getsource(obj))
     for n in ast.walk(tree):
         if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(n) is not None: n.body = n.body[1:]
     return ast.dump(tree)
