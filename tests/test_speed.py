@@ -121,3 +121,14 @@ def test_commands_take_the_switches(tmp_path, monkeypatch):
     monkeypatch.setenv('CXX', 'no-such-compiler')
     assert 'C++ compiler' in run(*args, '--out', tmp_path/'c', '--compile', code=2)
     assert not (tmp_path/'c').exists()
+
+def test_the_head_is_found_in_one_look(monkeypatch):
+    "Each forward of a model with labels asks for its head: that must not search the blocks once for every module"
+    from lmft.models import parts
+    from transformers import BertConfig, BertForTokenClassification
+    calls, look = [], parts.block_stacks
+    monkeypatch.setattr(parts, 'block_stacks', lambda body: calls.append(body) or look(body))
+    sizes = dict(hidden_size=16, num_attention_heads=2, intermediate_size=16, vocab_size=50, num_hidden_layers=12)
+    model = BertForTokenClassification(BertConfig(**sizes))
+    assert parts.head_of(model) is model.classifier
+    assert len(calls) == 1

@@ -72,15 +72,14 @@ def new_modules(model) -> list:
     stacks,words = [*block_stacks(body).values()],base.get_input_embeddings()
     def _is_body(m): return m is body or any(p is words or p in stacks for p in m.modules())
     outer = [n for n,m in base.named_children() if not _is_body(m) and any(True for _ in m.parameters())]
-    names = dict(base.named_modules()) if body is not base else {}
-    return outer+[n for n,m in names.items() if _pools(m, body)]
+    poolers = _poolers(body, stacks) if body is not base else []
+    return outer+[n for n,m in base.named_modules() if m in poolers]
 
-def _pools(module, body):
-    "Is this a child of the body that stands behind the one with the blocks, and has a matrix?"
+def _poolers(body, stacks):
+    "The children of the body that stand behind the one with the blocks and have a matrix"
     children = [*body.children()]
-    stacks = [*block_stacks(body).values()]
     at = [i for i,c in enumerate(children) if any(s in [*c.modules()][1:] for s in stacks)]
-    return bool(at) and module in children[at[-1]+1:] and any(p.ndim>1 for p in module.parameters())
+    return [c for c in children[at[-1]+1:] if any(p.ndim>1 for p in c.parameters())] if at else []
 
 def head_of(model):
     "The last layer: to the vocabulary, to labels, or to the ends of a span"

@@ -43,6 +43,7 @@ def model_inputs(
     model,  # 🤗 or peft model
     batch:dict,   # As `make_batch` makes it
     causal:bool,  # Each output sees only the tokens up to its own
+    first:int=None, # As of `first_position`; None: looked up, which takes time in every step
 ) -> dict:
     "What a model is called with for a batch: documents of one sequence told apart, positions as the model counts them"
     taken,few_types = _taken(model),getattr(base_of(model).config, 'type_vocab_size', 2)<2
@@ -50,7 +51,7 @@ def model_inputs(
     if causal and 'use_cache' in taken: b['use_cache'] = False
     elif not causal and 'attention_mask' not in b: b['attention_mask'] = block_mask(batch['position_ids'])
     if virtual_tokens(model): b.pop('position_ids', None)                              # peft counts them by itself
-    elif 'position_ids' in b: b['position_ids'] = b['position_ids']+first_position(model)
+    elif 'position_ids' in b: b['position_ids'] = b['position_ids']+(first_position(model) if first is None else first)
     return b
 
 def _cat(preds): return torch.cat(preds) if torch.is_tensor(preds[0]) else tuple(map(torch.cat, zip(*preds)))
@@ -68,7 +69,7 @@ class HFModel(nn.Module):
 
     def forward(self, batch):
         if 'group' in batch: return _cat([self(inputs) for inputs,*_ in batch['group']])
-        b = model_inputs(self.hf, batch, self.causal)
+        b = model_inputs(self.hf, batch, self.causal, self.first)
         with torch.autocast(b['input_ids'].device.type, self.amp, enabled=self.amp is not None):
             out = self._logits(b, batch['loss_mask'])
         return tuple(o.float() for o in out) if isinstance(out, tuple) else out.float()
