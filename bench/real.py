@@ -19,6 +19,7 @@ jobs = dict(sst2=dict(stage='classify', file='sentiment/sst2_dev.jsonl', steps=4
             sst2_head=dict(stage='classify', file='sentiment/sst2_dev.jsonl', steps=450, seq_len=64, score='accuracy', options=dict(method='head', pooling='mean')),
             goemotions=dict(stage='classify', file='sentiment/goemotions_group_dev.jsonl', steps=750, seq_len=64, score='macro_f1'),
             wnut17=dict(stage='ner', file='ner/wnut17train.conll', valid='ner/emerging.dev.conll', steps=150, seq_len=128, score='entity_f1'),
+            wnut17_round=dict(stage='ner', file='ner/wnut17train.conll', valid='ner/emerging.dev.conll', steps=425, seq_len=128, score='entity_f1'),
             xquad=dict(stage='qa', file='qa/xquad_en_dev.json', steps=240, seq_len=384, score='f1'),
             smollm2=dict(stage='sft', file='instruct/gsm8k_alpaca_dev.jsonl', steps=45, bs=4, seq_len=384, n=200, score='valid_loss', options=dict(method='lora')))
 
@@ -198,9 +199,9 @@ def plan(name, seeds):
     "What is run for a job: (side, seed, learning rate)"
     for seed in seeds:
         yield 'lmft', seed, None
-        if name=='wnut17': yield 'lmft, no warmup', seed, None
+        if name in ('sst2', 'wnut17', 'wnut17_round'): yield 'lmft, no warmup', seed, None
         if name=='smollm2': yield 'TRL', seed, 'ours'
-        elif name!='sst2_head':
+        elif name not in ('sst2_head', 'wnut17_round'):
             yield 'baseline', seed, None
             yield 'Trainer', seed, None
             if name in ('wnut17', 'xquad'): yield 'Trainer', seed, 'ours'
