@@ -1,7 +1,7 @@
 """Twenty-one faults that train without an error, found before the first step, each with its own check
 
 Most mistakes in training a language model raise no error. The loss falls and the run ends, but the model never stops
-writing, or its metric is computed on training data. `examine` looks for twenty-one such faults in all available inputs
+writing, or its metric is computed on training data. `examine` looks for twenty-three such faults in all available inputs
 (records, tokens, model, learning rate). `reject` stops a run that would train wrongly. `lmft.stages.diagnosis.doctor`
 examines files and folders.
 
@@ -166,7 +166,7 @@ def _runs_in_training(held, train, most=10, block=2**20):
 
 # %% ../../nbs/reference/doctor.ipynb #67336506
 @check('evaluation text in training', fault=False)
-def _contaminated(train, valid, most=2**21):
+def _contaminated(train, valid, most=2**23):
     step = -(-sum(len(_said(r)) for r in valid)//most) or 1                     # for long data, only every `step`-th record
     places = np.arange(0, len(valid), step)
     places = places[~_among(_keys(valid[::step]), _keys(train))]                # the others are duplicates
@@ -220,6 +220,14 @@ def _single(train):
     if few := [repr(k) for k,c in n.items() if c==1]:
         yield f"{len(few)} of {len(n)} classes have one training example: {', '.join(few[:5])}; add some, or leave the class out"
 
+# %% ../../nbs/reference/doctor.ipynb #3233954e
+@check('class names differ in case only', fault=False)
+def _casing(train):
+    names,same = {str(k) for r in train for k in _labels(r)} if not _are_values(train) else set(),{}
+    for k in sorted(names): same.setdefault(k.casefold(), []).append(k)
+    if twice := [' and '.join(ks) for ks in same.values() if ks[1:]]:
+        yield f"{', '.join(twice[:5])} are different classes, and differ in upper and lower case only; write them in one way, if they are the same"
+
 # %% ../../nbs/reference/doctor.ipynb #6e777600
 @check('chosen is rejected')
 def _no_difference(train, valid=None):
@@ -238,6 +246,15 @@ def _two_begins(train_examples, tok, valid_examples=None):
     for kind,exs in _sides(train_examples, valid_examples, 'examples'):
         if hits := [i for i,e in enumerate(exs) if e['input_ids'][:2].tolist()==[bos, bos]]:
             yield f'{_count(hits, exs, kind, tok)} begin with {tok.bos_token!r} twice; let the template or the tokenizer write it, not both'
+
+# %% ../../nbs/reference/doctor.ipynb #123064aa
+@check('unknown tokens', fault=False)
+def _unknown(train, tok, most=200):
+    if tok.unk_token_id is None or not len(train): return
+    texts = [' '.join(_texts(train[i]))[:2000] for i in range(0, len(train), -(-len(train)//most))]
+    ids = [i for some in tok(texts, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids for i in some]
+    if (n := ids.count(tok.unk_token_id))>.05*len(ids):
+        yield f'{n/len(ids):.0%} of the tokens in the training records are {tok.unk_token!r}: the tokenizer cannot write these texts; take a model for this language'
 
 # %% ../../nbs/reference/doctor.ipynb #241dbc68
 def _around_seam(record, tok):
@@ -260,6 +277,8 @@ def _kinds(records):
     "The number of records of each kind of conversation and the first of them; the most frequent kind first"
     kinds = {}
     for r in records:
+        if isinstance(r.get('prompt'), list) and isinstance(answer := r.get('chosen', r.get('completion')), str):     # a pair: its better answer
+            r = dict(r, messages=[*r['prompt'], dict(role='assistant', content=answer)])
         if 'messages' in r or 'output' in r and 'instruction' in r: kinds.setdefault(kind_of(r), [r, 0])[1] += 1
     return sorted(((n, r) for r,n in kinds.values()), key=lambda k: -k[0])
 

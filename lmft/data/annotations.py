@@ -11,7 +11,8 @@ Docs: https://lmft-org.github.io/lmft/reference/annotations.html.md"""
 __all__ = ['label_in', 'has_position', 'usual_tags']
 
 # %% ../../nbs/reference/annotations.ipynb #ca3bba79
-import math, re
+import hashlib, math, re
+from ast import literal_eval
 from itertools import groupby
 
 from ..core import BadRecord
@@ -22,6 +23,9 @@ def label_in(
     y,  # Value of the field `label`
 ):
     "The label: a name without blanks around it, a whole number from 0 up, a finite float, or a list of these"
+    if isinstance(y, str) and y.strip()[:1]=='[':                              # a list that was written to a table
+        try: y = found if isinstance(found := literal_eval(y.strip()), list) else y
+        except (ValueError, SyntaxError): pass
     if isinstance(y, list): return [label_in(one) for one in y]
     if isinstance(y, str): return text_in(dict(label=y), 'label').strip()
     if isinstance(y, bool): return str(y)
@@ -58,13 +62,15 @@ def _spans(r):
     with within('answers'): return [(text_in(o, 'text'), o.get('answer_start')) for o in spans]
 
 def _id(r):
-    "The `id` of a row as a text"
+    "The `id` of a row as a text; without one, a hash of the question and its context"
+    if 'id' not in r: return hashlib.sha256(f"{r['context']}\n{r['question']}".encode()).hexdigest()[:16]
     return str(r['id']) if type(r['id']) is int else text_in(r, 'id')
 
 # %% ../../nbs/reference/annotations.ipynb #cd46801f
-@add_shape('id context question answers', 'id context question answers')
+@add_shape('context question answers', 'id context question answers')
 def _squad(r):
-    key,context,spans = _id(r),text_in(r, 'context'),_spans(r)
+    context,question,spans = text_in(r, 'context'),text_in(r, 'question'),_spans(r)
+    key = _id(r)
     of = f'of question {show_value(key)}'
     if r.get('is_impossible') and spans: raise BadRecord(f'{of}: it is impossible and yet has answers', field='answers')
     for text,start in spans:
@@ -73,11 +79,11 @@ def _squad(r):
             why = (f'{of}: {show_value(text)} does not stand at {show_value(start)} in the context, '
                    f'where {show_value(there)} is')
             raise BadRecord(why, field='answers', hint='correct answer_start or take the question out')
-    return dict(id=key, context=context, question=text_in(r, 'question'),
+    return dict(id=key, context=context, question=question,
                 answers=dict(text=[t for t,_ in spans], answer_start=[s for _,s in spans]))
 
 # %% ../../nbs/reference/annotations.ipynb #df22c375
-_tag = re.compile(r'([BIESLUM])[-_](.+)')
+_tag,_behind = re.compile(r'([BIESLUM])[-_](.+)'),re.compile(r'(.+)[-_]([BIESLUM])')
 _ours = dict(L='E', U='S', M='I')
 
 def has_position(
@@ -96,6 +102,8 @@ def usual_tags(
     if {True, False}<=ways:
         odd = next(t for t in tags if has_position(t) is False)
         raise BadRecord(f'is {show_value(odd)}', field='tag', hint='give O, or B-, I-, E- or S- and a type')
+    if m := next(filter(None, map(_behind.fullmatch, tags)), None) if False in ways else None:
+        raise BadRecord(f'is {show_value(m[0])}', field='tag', hint=f'write {m[2]}-{m[1]}; if {m[0]} is the name of a type, write B-{m[0]} and I-{m[0]}')
     if False not in ways: return [_tag.sub(lambda m: f'{_ours.get(m[1], m[1])}-{m[2]}', t) for t in tags]
     runs = [(t, list(run)) for t,run in groupby(tags)]
     return [t if t=='O' else f'{"I" if i else "B"}-{t}' for t,run in runs for i,_ in enumerate(run)]

@@ -17,7 +17,7 @@ import re
 from bisect import bisect_right
 
 from ..core import LmftError
-from .templates import (checked_chat, header_of, last_controls, marked_chat, next_control, stops_of, template_of,
+from .templates import (always_begun, checked_chat, header_of, last_controls, marked_chat, next_control, stops_of, template_of,
                                  write_chat)
 from .tokenizers import special_tokens_of
 import torch
@@ -83,8 +83,10 @@ def _turn(messages, i, tok, tools):
 
 # %% ../../nbs/reference/chat.ipynb #b3c04f78
 def _check_header(tok, tools):
-    "Reject a template without marks whose answers start with more text than its generation prompt"
+    "Reject a template without marks whose answers start with more text than its generation prompt, or end with the start of the next"
     if re.search(r'{%-?\s*generation\s*-?%}', template_of(tok, tools)): return
+    if begun := always_begun(tok):
+        raise LmftError(f'the chat template writes {begun!r} after every conversation; let it ask {{% if add_generation_prompt %}} before that')
     if re.search(r'\w', head := header_of(tok, tools)):
         raise LmftError(f'the chat template has no generation prompt, so {head!r} would be trained as part of the answer; '
                         'let it write that where add_generation_prompt is set, or mark the answers with {% generation %}')

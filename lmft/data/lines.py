@@ -199,12 +199,21 @@ def _sentence(path, block, split):
     if bad or not pairs: return bad
     return dict(zip(('tokens', 'tags'), map(list, zip(*pairs))))
 
+def _check_columns(tokens, tags):
+    "`LmftError` if the first column of a sentence does not hold words, or the last one no tags"
+    def tagged(column): return all(t=='O' or has_position(t) for t in column)
+    if tokens[0]=='1' and all(re.fullmatch(r'\d+([-.]\d+)?', t) for t in tokens): found = 'the first column numbers the words'
+    elif {*tags}=={'_'}: found = 'the last column holds no tags'
+    elif tagged(tokens) and not tagged(tags): found = 'the first column holds tags'
+    else: return
+    raise LmftError(f'{found}; the first column must be the word and the last one its tag, so take other columns out, or change their order')
+
 # %% ../../nbs/reference/lines.ipynb #c41fef81
 def conll_rows(
     path:Path,  # File with one token and its tag per line
 ):              # Yields (position, entry)
     "The sentences of a CoNLL file; `-DOCSTART-` lines and comments are skipped"
-    split = _Columns()
+    split,checked = _Columns(),False
     for block in _blocks(path, lambda line: line.startswith('-DOCSTART-')):
         if split.width is None:                                        # the first token decides the format of a line
             head = next((line for _,line in block if isinstance(line, str) and not _comment.match(line)), None)
@@ -212,7 +221,9 @@ def conll_rows(
             except BadRecord: split = _Columns()
             split.positions = None
         block = [(n, line) for n,line in block if not (isinstance(line, str) and split.is_comment(line))]
-        if block and (row := _sentence(path, block, split)): yield dict(line=block[0][0]), row
+        if not block or not (row := _sentence(path, block, split)): continue
+        if not checked and isinstance(row, dict) and len(row['tokens'])>2: checked = _check_columns(**row) is None
+        yield dict(line=block[0][0]), row
     if split.positions is False:
         say_once(f'{path}: the tags have no B- and I-; successive words with the same tag are one entity')
 

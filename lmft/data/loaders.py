@@ -89,7 +89,8 @@ class LMDL(DataLoader):
         self.micro_bs,self.rng = bs,random.Random(seed)
 
     def new(self, dataset=None, **kwargs):
-        "The same loader with other arguments"
+        "The same loader with other arguments; `shuffle=False` means the order of the dataset"
+        if kwargs.get('shuffle') is False: kwargs = dict(by_length=False) | kwargs
         kwargs = {k:v for k,v in kwargs.items() if k in ('device', 'drop_last') or k in self._args}
         dataset = self.dataset if dataset is None else dataset
         return type(self)(dataset, **{'device': self.device, **self._args, **kwargs})
@@ -106,7 +107,9 @@ class LMDL(DataLoader):
             self.rng = rng
             rng.setstate(state)
 
-    def get_idxs(self): return self.shuffle_fn(range(self.n)) if self.shuffle else range(self.n)
+    def get_idxs(self):
+        if self.shuffle: return self.shuffle_fn(range(self.n))
+        return np.argsort(-self.sizes, kind='stable') if self.by_length else range(self.n)
     def retain(self, res, b): return res
     def create_batch(self, rows):
         micros = [self._collate(rows[i:i+self.micro_bs]) for i in range(0, len(rows), self.micro_bs)]
@@ -141,11 +144,14 @@ def by_length_order(
     return np.concatenate([idxs[:n*group].reshape(n, group)[_shuffled(n, rng)].ravel(), idxs[n*group:]])
 
 # %% ../../nbs/learn/01_batches.ipynb #7744bcb4
+@patch(as_prop=True)
+def sizes(self:LMDL):
+    "Number of tokens of each sequence"
+    return np.array(self.dataset.lengths if hasattr(self.dataset, 'lengths') else [row_len(r) for r in self.dataset])
+
 @patch
 def shuffle_fn(self:LMDL, idxs):
-    if not self.by_length: return _shuffled(len(idxs), self.rng)
-    sizes = self.dataset.lengths if hasattr(self.dataset, 'lengths') else [row_len(r) for r in self.dataset]
-    return by_length_order(sizes, self.bs, self.rng)
+    return by_length_order(self.sizes, self.bs, self.rng) if self.by_length else _shuffled(len(idxs), self.rng)
 
 # %% ../../nbs/learn/01_batches.ipynb #9832d13d
 def _spans(ids, trained, starts, tok):

@@ -17,6 +17,7 @@ from functools import lru_cache
 from ..core import BadRecord, LmftError
 from . import annotations   # adds its shapes
 from .conversations import in_context
+from .messages import known_fields
 from .fields import Row, add_shape, field_names, list_in, shapes, show_value, text_in, within
 
 # %% ../../nbs/reference/shapes.ipynb #34a4d36a
@@ -153,12 +154,10 @@ def _filled(v): return v not in (None, '', [], {})
 def _unused(row, record):
     "The names of fields that hold something and were not asked for, also within messages"
     names = [k for k,v in row.items() if k not in row.used and _filled(v)]
-    kept = {k for m in record.get('messages') or record.get('prompt') or () if isinstance(m, dict) for k in m}
-    known = kept | {'role', 'content', 'from', 'value'}
     for f in ('messages', 'conversations', 'prompt', 'completion', 'chosen', 'rejected', 'instances'):
         items = row.get(f) if f in row.used else None
         items = [m for m in items if isinstance(m, dict)] if isinstance(items, list) else []
-        mine = {'input', 'output'} if f=='instances' else known
+        mine = {'input', 'output'} if f=='instances' else known_fields
         names += dict.fromkeys(f'{f}[].{k}' for m in items for k,v in m.items() if k not in mine and _filled(v))
     return names
 

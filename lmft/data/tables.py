@@ -19,9 +19,12 @@ from .fields import placed, show_value
 from .lines import is_url, open_bytes, text_lines
 
 # %% ../../nbs/reference/tables.ipynb #0bc04a78
+_sep = re.compile(r'sep=(.)\s*')                                          # the first line of some files of Excel
+
 def _delimiter(path):
     "The separator of a CSV file, by its first line"
     head = next((text for _,text,_ in text_lines(path, 2**16) if text.strip()), '')
+    if m := _sep.fullmatch(head): return m[1]
     try: return csv.Sniffer().sniff(head, ',;\t|').delimiter
     except csv.Error: return '\t' if '\t' in head else ','
 
@@ -33,6 +36,7 @@ def _csv_parsed(path):
     csv.field_size_limit(2**26)   # 64 million characters; Python's own limit of 131,072 is shorter than a book
     def lines():
         for n,text,why in text_lines(path):
+            if n==1 and _sep.fullmatch(text): text = '\n'
             if why: whys.append(BadRecord(why, path, n, hint='save the file as UTF-8'))
             yield text
     rows = csv.reader(lines(), delimiter=delimiter, strict=True)
@@ -42,6 +46,7 @@ def _csv_parsed(path):
         except StopIteration: return
         except csv.Error as e:
             why = 'a quote that opens here is never closed' if 'end of data' in str(e) else f'is not CSV: {e}'
+            if 'new-line' in str(e): why = 'is no text with lines that end in LF or CRLF; save it as CSV again'
             if 'expected after' not in str(e): raise BadRecord(why, path, line) from None
             row = BadRecord(why, hint='double the quotes inside a quoted field')
         if row: yield line, whys.pop() if whys else row

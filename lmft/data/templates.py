@@ -10,7 +10,7 @@ Docs: https://lmft-org.github.io/lmft/reference/templates.html.md"""
 
 # %% auto #0
 __all__ = ['Wants', 'Stops', 'named_template', 'template_of', 'write_chat', 'checked_chat', 'render', 'marked_chat',
-           'last_controls', 'next_control', 'stops_of', 'stop_tokens', 'is_dated', 'header_of']
+           'last_controls', 'next_control', 'stops_of', 'stop_tokens', 'is_dated', 'header_of', 'always_begun']
 
 # %% ../../nbs/reference/templates.ipynb #a1714905
 import json, re
@@ -18,9 +18,10 @@ from collections import namedtuple
 from functools import lru_cache
 from pathlib import Path
 
-from ..core import BadRecord, LmftError
+from ..core import BadRecord, LmftError, say_once
 from .messages import as_message, as_tools
 from .tokenizers import special_tokens_of
+from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 # %% ../../nbs/reference/templates.ipynb #62802eb5
@@ -114,7 +115,8 @@ def write_chat(
     try: text = _jinja(messages, template, special, _wants(template, special), tools, **kwargs)[0][0]
     except Exception as e:
         if not messages and kwargs.get('add_generation_prompt'): return _opening(tok, tools)
-        raise LmftError(f'the chat template rejects roles {[m["role"] for m in messages]}: {e}') from e
+        why = f'rejects roles {[m["role"] for m in messages]}' if type(e) is TemplateError else 'fails'     # it says so itself, or cannot run
+        raise LmftError(f'the chat template {why}: {e}') from e
     if messages or not kwargs.get('add_generation_prompt'): return text
     return text if (opening := _opening(tok, tools)).startswith(text) else opening     # such as the BOS token of a first message
 
@@ -157,7 +159,15 @@ def render(
 ) -> str:
     "The text that the chat template makes of messages"
     messages,tools = checked_chat(messages, tok, tools)
+    if any(m['role'] in ('system', 'developer') for m in messages) and not _writes_system(template_of(tok, tools), _special(tok)):
+        say_once('the chat template leaves out system messages, so the model does not see them; write them into the first user message, or take another template')
     return write_chat(messages, tok, tools, **kwargs)
+
+@lru_cache(maxsize=64)
+def _writes_system(template, special):
+    "Does the text of a system message appear, or is the message rejected?"
+    try: return _needle in _jinja([dict(role='system', content=_needle), _user('a')], template, special, _wants(template, special))[0][0]
+    except Exception: return True                                                     # whoever uses it gets the error
 
 # %% ../../nbs/reference/templates.ipynb #7ba94531
 def marked_chat(messages, tok, tools=None):
@@ -252,3 +262,18 @@ def header_of(
 ) -> str:
     "The text that the template writes before an answer if it has no generation prompt"
     return _header(template_of(tok, tools), _special(tok), tok, len(tok))
+
+@lru_cache(maxsize=64)
+def _begun(template, special, tok, n):
+    "As `always_begun`"
+    prompt,after = _probe([_user('a')], tok),_probe([_user('a'), _assistant(_needle)], tok).rpartition(_needle)[2]
+    *ends,last = [None, None, *special_tokens_of(tok)[1].finditer(after)]
+    head = after[last.start():] if last and ends[-1] else ''
+    edges = {tok.bos_token, tok.eos_token}                                                          # these begin no answer
+    return head if head and prompt.endswith(head) and (last.group() not in edges or re.search(r'\w', head[len(last.group()):])) else ''
+
+def always_begun(
+    tok,  # Tokenizer with a chat template
+) -> str:
+    "The header of an answer that the template writes behind every conversation, also if no generation prompt is asked for"
+    return _begun(template_of(tok), _special(tok), tok, len(tok))

@@ -280,7 +280,7 @@ def _load_whole(path, head, dtype=torch.float32, **kwargs):
     if head.startswith('masked') and any('pooler' not in n and 'seq_relationship' not in n for n in missing):
         say_once(f'{path}: has no head for masked words; a new one is trained')
     if head=='causal' and not is_causal(model):
-        raise LmftError(f'{path}: is a {model.config.model_type} model that looks to both sides; it cannot write text')
+        raise LmftError(f'{path}: is a {model.config.model_type} model that looks to both sides; it cannot write text, but learn to fill gaps (pretrain --objective mlm, or mlm_learner)')
     model.came_in = came_in
     return model
 

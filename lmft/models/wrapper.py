@@ -34,10 +34,15 @@ def block_mask(
     return torch.zeros(same.shape, device=same.device).masked_fill_(~same, torch.finfo(torch.float32).min)
 
 # %% ../../nbs/reference/wrapper.ipynb #1397dbcb
+@lru_cache
+def _named(*functions):
+    "The parameters of the first function, and those of the second if the first passes on what it does not name"
+    ps = [inspect.signature(f).parameters for f in functions]
+    return {*ps[0]} | ({*ps[1]} if any(p.kind is p.VAR_KEYWORD for p in ps[0].values()) else set())
+
 def _taken(model):
     "The inputs that a model's forward names"
-    ps = [inspect.signature(m.forward).parameters for m in (base_of(model), body_of(model))]
-    return {*ps[0]} | ({*ps[1]} if any(p.kind is p.VAR_KEYWORD for p in ps[0].values()) else set())
+    return _named(*(getattr(m.forward, '__func__', m.forward) for m in (base_of(model), body_of(model))))
 
 def model_inputs(
     model,  # 🤗 or peft model

@@ -12,9 +12,10 @@ __all__ = ['made_for', 'open_for', 'table_rows', 'records_for', 'records_that_fi
            'predict_in_parts', 'prediction_metrics', 'write_predictions']
 
 # %% ../../nbs/reference/predicting.ipynb #20e2a732
-import csv, io, json
+import csv, io, json, math
 from pathlib import Path
 
+import numpy as np
 from ..core import BadRecord, LmftError, atomic_write, set_seed
 from ..progress import progress
 from ..data.tokenizers import load_tokenizer
@@ -28,7 +29,7 @@ from .finetuning import context_length
 from .questions import long_questions, squad_scores
 from .people import append_line, read_lines
 from sklearn.metrics import accuracy_score, f1_score
-from .classification import label_name
+from .classification import Correlation, SeveralF1, label_name
 from .prediction import predict_records, prompt_of, tasks_of, word_entities
 
 # %% ../../nbs/reference/predicting.ipynb #53f3df8b
@@ -230,9 +231,20 @@ def prediction_metrics(
         sets = [(places(word_entities(r['tokens'], r['tags'])), places(p['entities'])) for r,p in both]
         hit,n = sum(len(y & p) for y,p in sets),sum(len(y)+len(p) for y,p in sets)
         return dict(entity_f1=2*hit/max(n, 1))
-    names = [*both[0][1].get('probabilities', ())]
-    true,said = [label_name(r['label'], names) for r,_ in both],[str(p['prediction']) for _,p in both]
-    return dict(accuracy=accuracy_score(true, said), macro_f1=f1_score(true, said, average='macro'), labelled=len(both))
+    return dict(_label_metrics([r['label'] for r,_ in both], [p for _,p in both]), labelled=len(both))
+
+def _label_metrics(labels, found):
+    "The metrics of numbers, of several classes a record, or of one class"
+    said,names = [p['prediction'] for p in found],[*found[0].get('probabilities', ())]
+    if isinstance(said[0], float):
+        y,p = np.array([float(y) for y in labels]),np.array(said)
+        return dict(rmse=math.sqrt(np.square(y-p).mean())) | {k: float(Correlation(k).func(y, p)) for k in ('pearson', 'spearman')}
+    if isinstance(said[0], list):
+        def has(classes): return [k in [label_name(c, names) for c in classes] for k in names]
+        y,p = (np.array([has(c if isinstance(c, list) else [c]) for c in side]) for side in (labels, said))
+        return {m.name: float(m.func(y, p)) for m in map(SeveralF1, ('micro', 'macro'))}
+    true = [label_name(y, names) for y in labels]
+    return dict(accuracy=accuracy_score(true, said), macro_f1=f1_score(true, said, average='macro'))
 
 # %% ../../nbs/reference/predicting.ipynb #f4c15cf9
 def write_predictions(

@@ -163,9 +163,9 @@ def BitsPerByte(
 # %% ../../nbs/learn/02_learner.ipynb #95cb5e72
 class LMLearner(Learner):
     "fastai's Learner for batches of `({inputs}, targets)`"
-    fitting = False
+    fitting,_asked = False,(None, {})                      # the callbacks, and those of each event
     def fit(self, *args, **kwargs):
-        self.fitting = True
+        self.fitting,self._asked = True,(None, {})
         try: super().fit(*args, **kwargs)
         finally: self.fitting = False
 
@@ -176,8 +176,15 @@ class LMLearner(Learner):
 
     def __call__(self, event_name):
         if event_name=='after_fit' or event_name not in event._fields: return super().__call__(event_name)
-        for cb in self.cbs.sorted('order'):
-            if event_name in vars(cb) or hasattr(type(cb), event_name): cb(event_name)
+        if self._asked[0]!=self.cbs.items: self._asked = [*self.cbs],{}
+        if event_name not in (asked := self._asked[1]):
+            asked[event_name] = [cb for cb in self.cbs.sorted('order') if event_name in vars(cb) or hasattr(type(cb), event_name)]
+        for cb in asked[event_name]: cb(event_name)
+
+    def _set_device(self, b):
+        at = getattr(self.dl, 'device', None)
+        if at is not None and torch.device(at)==next(self.model.parameters()).device: return b
+        return super()._set_device(b)
 
     def get_preds(self, *args, reorder=False, **kwargs):   # rows are targets: fastai's reordering would drop most
         return super().get_preds(*args, reorder=reorder, **kwargs)
@@ -258,7 +265,7 @@ def export(self:LMLearner, *args, **kwargs):
 class ClipNorm(GradientClip):
     "Scale the gradient down to a norm of at most `max_norm`; `learn.grad_norm` is what it was before"
     def before_step(self):
-        ps = [p for p in self.parameters() if p.grad is not None]
+        ps = [p for group in self.opt.param_lists for p in group if p.grad is not None]
         norm = self.learn.grad_norm = nn.utils.get_total_norm([p.grad for p in ps], self.norm_type)
         if norm.is_cuda or norm+1e-6>self.max_norm: nn.utils.clip_grads_with_norm_(ps, self.max_norm, norm)  # else they stay as they are
 
