@@ -101,4 +101,4 @@ def test_a_finding_is_one_line(data, model):
     assert {'answers cut', 'learning rate'}<={f.check for f in found}
     assert all('\n' not in str(f) for f in found)
 
-def test_there_are_twenty_one(): assert len(checks)==21
+def test_there_are_twenty_three(): assert len(checks)==23

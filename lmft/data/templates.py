@@ -267,6 +267,7 @@ def header_of(
 def _begun(template, special, tok, n):
     "As `always_begun`"
     prompt,after = _probe([_user('a')], tok),_probe([_user('a'), _assistant(_needle)], tok).rpartition(_needle)[2]
+    if not prompt or prompt!=write_chat([_user('a')], tok, add_generation_prompt=True): return ''
     *ends,last = [None, None, *special_tokens_of(tok)[1].finditer(after)]
     head = after[last.start():] if last and ends[-1] else ''
     edges = {tok.bos_token, tok.eos_token}                                                          # these begin no answer
