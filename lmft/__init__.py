@@ -7,7 +7,7 @@ Here both are the same code, it runs on a laptop with two cores and no GPU, and 
 Modules:
 
 - `lmft.all`: One name for the whole library, loaded when it is used
-- `lmft.check.doctor`: Twenty-one faults that train without an error, found before the first step, each with its own check
+- `lmft.check.doctor`: Twenty-three faults that train without an error, found before the first step, each with its own check
 - `lmft.check.estimate`: Parameters, peak memory and time of a run before it starts, from a dry run without numbers that counts all three at once
 - `lmft.cli`: `lmft pretrain`, `finetune`, `sft`, `chat`, …: the commands, thin entry points to the library
 - `lmft.commands`: All commands of `lmft` as typed functions, for the shell and for Python

@@ -1,4 +1,4 @@
-"""Twenty-one faults that train without an error, found before the first step, each with its own check
+"""Twenty-three faults that train without an error, found before the first step, each with its own check
 
 Most mistakes in training a language model raise no error. The loss falls and the run ends, but the model never stops
 writing, or its metric is computed on training data. `examine` looks for twenty-three such faults in all available inputs
@@ -278,7 +278,7 @@ def _kinds(records):
     kinds = {}
     for r in records:
         if isinstance(r.get('prompt'), list) and isinstance(answer := r.get('chosen', r.get('completion')), str):     # a pair: its better answer
-            r = dict(r, messages=[*r['prompt'], dict(role='assistant', content=answer)])
+            r = dict(r, messages=[*(dict(m, weight=0) for m in r['prompt']), dict(role='assistant', content=answer)])
         if 'messages' in r or 'output' in r and 'instruction' in r: kinds.setdefault(kind_of(r), [r, 0])[1] += 1
     return sorted(((n, r) for r,n in kinds.values()), key=lambda k: -k[0])
 

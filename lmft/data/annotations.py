@@ -24,8 +24,9 @@ def label_in(
 ):
     "The label: a name without blanks around it, a whole number from 0 up, a finite float, or a list of these"
     if isinstance(y, str) and y.strip()[:1]=='[':                              # a list that was written to a table
+        if re.search(r'''['"]\s+['"]''', y): raise BadRecord(f'is {show_value(y)}', field='label', hint='put commas between the labels')
         try: y = found if isinstance(found := literal_eval(y.strip()), list) else y
-        except (ValueError, SyntaxError): pass
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError): pass
     if isinstance(y, list): return [label_in(one) for one in y]
     if isinstance(y, str): return text_in(dict(label=y), 'label').strip()
     if isinstance(y, bool): return str(y)
@@ -102,7 +103,9 @@ def usual_tags(
     if {True, False}<=ways:
         odd = next(t for t in tags if has_position(t) is False)
         raise BadRecord(f'is {show_value(odd)}', field='tag', hint='give O, or B-, I-, E- or S- and a type')
-    if m := next(filter(None, map(_behind.fullmatch, tags)), None) if False in ways else None:
+    behind = [m for t in tags if (m := _behind.fullmatch(t))] if False in ways else []
+    begun = {m[1] for m in behind if m[2]=='B'}
+    if m := next((m for m in behind if m[1] in begun and m[2]!='B'), None):               # such as PER-B PER-I
         raise BadRecord(f'is {show_value(m[0])}', field='tag', hint=f'write {m[2]}-{m[1]}; if {m[0]} is the name of a type, write B-{m[0]} and I-{m[0]}')
     if False not in ways: return [_tag.sub(lambda m: f'{_ours.get(m[1], m[1])}-{m[2]}', t) for t in tags]
     runs = [(t, list(run)) for t,run in groupby(tags)]

@@ -199,10 +199,11 @@ def _sentence(path, block, split):
     if bad or not pairs: return bad
     return dict(zip(('tokens', 'tags'), map(list, zip(*pairs))))
 
-def _check_columns(tokens, tags):
-    "`LmftError` if the first column of a sentence does not hold words, or the last one no tags"
+def _check_columns(tokens, tags, width):
+    "`LmftError` if the first of `width` columns of a sentence does not hold words, or the last one no tags"
+    numbers = [int(t) for t in tokens if t.isdecimal()]
     def tagged(column): return all(t=='O' or has_position(t) for t in column)
-    if tokens[0]=='1' and all(re.fullmatch(r'\d+([-.]\d+)?', t) for t in tokens): found = 'the first column numbers the words'
+    if width>2 and all(re.fullmatch(r'\d+([-.]\d+)?', t) for t in tokens) and numbers in ([*range(len(numbers))], [*range(1, len(numbers)+1)]): found = 'the first column numbers the words'
     elif {*tags}=={'_'}: found = 'the last column holds no tags'
     elif tagged(tokens) and not tagged(tags): found = 'the first column holds tags'
     else: return
@@ -222,7 +223,7 @@ def conll_rows(
             split.positions = None
         block = [(n, line) for n,line in block if not (isinstance(line, str) and split.is_comment(line))]
         if not block or not (row := _sentence(path, block, split)): continue
-        if not checked and isinstance(row, dict) and len(row['tokens'])>2: checked = _check_columns(**row) is None
+        if not checked and isinstance(row, dict) and len(row['tokens'])>2: checked = _check_columns(**row, width=split.width) is None
         yield dict(line=block[0][0]), row
     if split.positions is False:
         say_once(f'{path}: the tags have no B- and I-; successive words with the same tag are one entity')

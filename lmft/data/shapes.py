@@ -93,6 +93,9 @@ def _found(record, wanted):
     talk = next((k for k in ('messages', 'conversations') if isinstance(record.get(k), list)), None)
     if talk and name in ('plain', 'prompt', 'labelled', 'completion'):
         name,found = _fit(frozenset([talk]), frozenset(), len(shapes))
+    answers = record.get('answers')
+    if name=='squad' and 'id' not in record and not (isinstance(answers, dict) or isinstance(answers, list) and all(isinstance(a, dict) for a in answers)):
+        name,found = _fit(frozenset(record)-{'answers'}, frozenset(wanted), len(shapes))
     if name: return name,found
     told = set(record)-metadata                                        # an id tells nothing
     closest = max(shapes, key=lambda name: (len(told & set(shapes[name].fields)), -len(shapes[name].fields)))

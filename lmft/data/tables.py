@@ -19,12 +19,12 @@ from .fields import placed, show_value
 from .lines import is_url, open_bytes, text_lines
 
 # %% ../../nbs/reference/tables.ipynb #0bc04a78
-_sep = re.compile(r'sep=(.)\s*')                                          # the first line of some files of Excel
+_sep = re.compile(r'"?sep=(.)"?\s*')                                          # the first line of some files of Excel
 
 def _delimiter(path):
     "The separator of a CSV file, by its first line"
     head = next((text for _,text,_ in text_lines(path, 2**16) if text.strip()), '')
-    if m := _sep.fullmatch(head): return m[1]
+    if m := _sep.fullmatch(head): return m[1]                            # and `_csv_parsed` leaves it out
     try: return csv.Sniffer().sniff(head, ',;\t|').delimiter
     except csv.Error: return '\t' if '\t' in head else ','
 
@@ -35,8 +35,10 @@ def _csv_parsed(path):
     whys = []
     csv.field_size_limit(2**26)   # 64 million characters; Python's own limit of 131,072 is shorter than a book
     def lines():
+        seen = False
         for n,text,why in text_lines(path):
-            if n==1 and _sep.fullmatch(text): text = '\n'
+            if not seen and _sep.fullmatch(text): text = '\n'
+            seen = seen or bool(text.strip())
             if why: whys.append(BadRecord(why, path, n, hint='save the file as UTF-8'))
             yield text
     rows = csv.reader(lines(), delimiter=delimiter, strict=True)

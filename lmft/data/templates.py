@@ -159,14 +159,15 @@ def render(
 ) -> str:
     "The text that the chat template makes of messages"
     messages,tools = checked_chat(messages, tok, tools)
-    if any(m['role'] in ('system', 'developer') for m in messages) and not _writes_system(template_of(tok, tools), _special(tok)):
+    roles = {m['role'] for m in messages} & {'system', 'developer'}
+    if not all(_writes(r, template_of(tok, tools), _special(tok)) for r in roles):
         say_once('the chat template leaves out system messages, so the model does not see them; write them into the first user message, or take another template')
     return write_chat(messages, tok, tools, **kwargs)
 
 @lru_cache(maxsize=64)
-def _writes_system(template, special):
-    "Does the text of a system message appear, or is the message rejected?"
-    try: return _needle in _jinja([dict(role='system', content=_needle), _user('a')], template, special, _wants(template, special))[0][0]
+def _writes(role, template, special):
+    "Does the text of a first message of this role appear, or is the message rejected?"
+    try: return _needle in _jinja([dict(role=role, content=_needle), _user('a')], template, special, _wants(template, special))[0][0]
     except Exception: return True                                                     # whoever uses it gets the error
 
 # %% ../../nbs/reference/templates.ipynb #7ba94531
@@ -268,10 +269,10 @@ def _begun(template, special, tok, n):
     "As `always_begun`"
     prompt,after = _probe([_user('a')], tok),_probe([_user('a'), _assistant(_needle)], tok).rpartition(_needle)[2]
     if not prompt or prompt!=write_chat([_user('a')], tok, add_generation_prompt=True): return ''
+    if _probe([_user('a'), _assistant(_needle), _user('a')], tok).partition(_needle)[2].startswith(after): return ''   # it is the end of a turn
     *ends,last = [None, None, *special_tokens_of(tok)[1].finditer(after)]
     head = after[last.start():] if last and ends[-1] else ''
-    edges = {tok.bos_token, tok.eos_token}                                                          # these begin no answer
-    return head if head and prompt.endswith(head) and (last.group() not in edges or re.search(r'\w', head[len(last.group()):])) else ''
+    return head if prompt.endswith(head) else ''
 
 def always_begun(
     tok,  # Tokenizer with a chat template

@@ -16,6 +16,7 @@ __all__ = ['in_rows', 'check_fields', 'read_data', 'model_dir', 'new_shape', 'op
 # %% ../../nbs/reference/builders.ipynb #d77bd732
 import ctypes, hashlib, inspect, json, os, re
 from collections.abc import Iterator
+from io import IOBase
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -70,15 +71,17 @@ def _is_paths(data): return isinstance(data, (str, Path)) or isinstance(data, li
 
 def in_rows(data):
     "Data in memory as a builder reads it: a table of pandas or what yields dicts as a list, numbers of NumPy and torch as Python's"
-    if isinstance(data, pd.DataFrame): data = data.to_dict('records')
+    if isinstance(data, IOBase): raise LmftError(f'the data is an open file; give its path, {data.name!r}')
     if isinstance(data, Iterator): data = [*data]
     if isinstance(data, dict) and 'train' not in data:
         raise LmftError(f"the data is a dict of {', '.join(map(str, [*data][:5])) or 'nothing'}; give a list of dicts, a table of pandas, or splits, one of them 'train'")
-    if not isinstance(data, list) or not all(isinstance(r, dict) for r in data): return data
     def plain(v):
-        if isinstance(v, (np.generic, np.ndarray, torch.Tensor)): return v.tolist()
+        if isinstance(v, (np.generic, np.ndarray, torch.Tensor)): v = v.tolist()
+        if isinstance(v, dict): return {k: plain(x) for k,x in v.items()}
         return [*map(plain, v)] if isinstance(v, list) else v
-    return [{k: plain(v) for k,v in r.items()} for r in data]
+    if isinstance(data, pd.DataFrame):                                # as a tuple, its fields are read like those of a file
+        return tuple(map(plain, data.rename(columns=str).astype(object).where(data.notna().to_numpy(), None).to_dict('records')))
+    return [*map(plain, data)] if isinstance(data, list) and all(isinstance(r, dict) for r in data) else data
 
 def _named(paths): return paths if isinstance(paths, (str, Path)) else paths[0]
 
@@ -248,8 +251,8 @@ def open_model(
     if hf is None and (config := new_shape(path)): return _of_shape(path, config, stage, head, train, tok, o)
     tok = tok or load_tokenizer(path)
     if o.get('chat_template'):
-        if tok.chat_template: say_once(f"chat_template {o['chat_template']} takes the place of the chat template that the tokenizer has")
-        tok.chat_template = named_template(o['chat_template'])
+        own,tok.chat_template = tok.chat_template,named_template(o['chat_template'])
+        if own not in (None, tok.chat_template): say_once(f"chat_template {o['chat_template']} takes the place of the one that the tokenizer has")
     names = {k: o[k] for k in ('label_names',) if o.get(k)}
     return tok, hf if hf is not None else load_model(path, head, **stage.config(train, **names), **kwargs)
 

@@ -21,7 +21,7 @@ from ..progress import progress
 from ..data.tokenizers import load_tokenizer
 from ..data.tables import dataset_rows
 from ..data.files import formats
-from ..data.fields import placed
+from ..data.fields import placed, show_value
 from ..generation import encode_prompt
 from ..models.loading import load_model, saved_head
 from ..models.parts import max_positions, virtual_tokens
@@ -237,11 +237,14 @@ def _label_metrics(labels, found):
     "The metrics of numbers, of several classes a record, or of one class"
     said,names = [p['prediction'] for p in found],[*found[0].get('probabilities', ())]
     if isinstance(said[0], float):
-        y,p = np.array([float(y) for y in labels]),np.array(said)
-        return dict(rmse=math.sqrt(np.square(y-p).mean())) | {k: float(Correlation(k).func(y, p)) for k in ('pearson', 'spearman')}
+        try: y,p = np.array([float(y) for y in labels]),np.array(said)
+        except (ValueError, TypeError): raise LmftError(f'the model predicts numbers, but a label is {show_value(labels[0])}') from None
+        found = {k: float(Correlation(k).func(y, p)) for k in ('pearson', 'spearman')}
+        return dict(rmse=math.sqrt(np.square(y-p).mean())) | {k: v for k,v in found.items() if v==v}
     if isinstance(said[0], list):
-        def has(classes): return [k in [label_name(c, names) for c in classes] for k in names]
-        y,p = (np.array([has(c if isinstance(c, list) else [c]) for c in side]) for side in (labels, said))
+        sides = [[{label_name(k, names) for k in (ks if isinstance(ks, list) else [ks])} for ks in side] for side in (labels, said)]
+        classes = sorted({k for side in sides for ks in side for k in ks} | {*names})
+        y,p = (np.array([[k in ks for k in classes] for ks in side]) for side in sides)
         return {m.name: float(m.func(y, p)) for m in map(SeveralF1, ('micro', 'macro'))}
     true = [label_name(y, names) for y in labels]
     return dict(accuracy=accuracy_score(true, said), macro_f1=f1_score(true, said, average='macro'))

@@ -140,6 +140,7 @@ class MaskedDL(LMDL):
         super().__init__(dataset, **{**kwargs, 'packed':False, 'shift':False})
         self._args['mlm_probability'] = self.mlm_probability = mlm_probability
         self.gen = torch.Generator().manual_seed(self._args['seed'])
+    def get_idxs(self): return super().get_idxs() if self.shuffle else range(self.n)     # else masks would change with the order
     def before_iter(self):
         super().before_iter()
         if not self.shuffle: self.gen.manual_seed(self._args['seed'])

@@ -181,13 +181,13 @@ class LMLearner(Learner):
             asked[event_name] = [cb for cb in self.cbs.sorted('order') if event_name in vars(cb) or hasattr(type(cb), event_name)]
         for cb in asked[event_name]: cb(event_name)
 
-    def _set_device(self, b):
-        at = getattr(self.dl, 'device', None)
-        if at is not None and torch.device(at)==next(self.model.parameters()).device: return b
-        return super()._set_device(b)
+    def remove_cb(self, cb):
+        self._asked = None,{}                              # it may hold predictions
+        return super().remove_cb(cb)
 
-    def get_preds(self, *args, reorder=False, **kwargs):   # rows are targets: fastai's reordering would drop most
-        return super().get_preds(*args, reorder=reorder, **kwargs)
+    def get_preds(self, ds_idx=1, dl=None, reorder=False, **kwargs):   # rows are targets: fastai's reordering would drop most
+        if getattr(dl, 'by_length', False) and not dl.shuffle: dl = dl.new(shuffle=False)      # in the order of the data
+        return super().get_preds(ds_idx, dl, reorder=reorder, **kwargs)
 
     def show_results(self, ds_idx=1, dl=None, max_n=4, shuffle=False, **kwargs):
         "Targets and predictions side by side"
