@@ -65,8 +65,8 @@ def _check_rewards(model):
     "Reject a model that does not give one number per text, read at its end"
     wrapped = HFModel(model)
     if not (wrapped.per_row and wrapped.causal) or base_of(model).config.num_labels!=1:
-        raise LmftError(f'a reward model reads from left to right and gives one number, which {type(base_of(model)).__name__} does not; take a '
-                        "causal model (from Python: load_model(path, 'sequence_classification', num_labels=1))")
+        raise LmftError(f'a reward model reads from left to right and gives one number; {type(base_of(model)).__name__} does not. Take a causal '
+                        "model, opened by load_model(path, 'sequence_classification', num_labels=1)")
 
 # %% ../../nbs/learn/11_preferences.ipynb #6be004fc
 def reward_from_dls(
