@@ -18,11 +18,11 @@ transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 SMALL,LARGE = dict(width=64, vocab=512, bs=4, seq_len=32, steps=600), dict(width=256, vocab=4096, bs=8, seq_len=256, steps=12)
 
-def llama(width, vocab, depth=4, heads=4):
+def llama(width, vocab, depth=4, heads=4, **more):
     "A Llama with `depth` blocks of `width`, always the same weights"
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(vocab_size=vocab, hidden_size=width, intermediate_size=width*11//4, num_hidden_layers=depth,
-        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=1024, pad_token_id=0, eos_token_id=1, bos_token_id=None))
+        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=1024, pad_token_id=0, eos_token_id=1, bos_token_id=None, **more))
 
 def timed(train):
     "Seconds that `train()` takes; those of all cores are left in `timed.cpu`"
@@ -33,12 +33,14 @@ def timed(train):
 
 # ---------- lmft
 
-def lmft_fit(model, dls, cbs=(), **fit):
-    "A learner with its default callbacks and a log; tokens and seconds"
+def lmft_fit(model, dls, cbs=(), make=None, **fit):
+    "A learner with the callbacks of the commands and a log; tokens and seconds"
     from lmft.train.callbacks import JsonLines, StepLog, mixed_precision
     from lmft.train.learner import lm_learner
+    from lmft.train.speed import loss_cbs
     log = StepLog(10, [JsonLines(Path(tempfile.mkdtemp())/'log.jsonl')])
-    learn = lm_learner(dls, model, cbs=[log, *mixed_precision('fp32'), *cbs])
+    learn = (make or lm_learner)(dls, model, cbs=[log, *mixed_precision('fp32'), *cbs])
+    learn.add_cbs(loss_cbs(learn))
     learn.dls.loaders[1] = []                                 # no validation: the others have none
     with learn.no_bar(), learn.no_logging(): seconds = timed(lambda: learn.fit_cos(**fit))
     return log.history[-1]['tokens'], seconds
@@ -82,6 +84,36 @@ def lmft_dpo(folder, method):
     return train
 
 GRPO = dict(rounds=10, n=32, group=4, tokens=48)                # answers of a round, answers to a prompt, tokens of an answer
+
+def bert():
+    "A BERT of 4 blocks of 256 for two classes, always the same weights"
+    from transformers import BertConfig, BertForSequenceClassification
+    torch.manual_seed(0)
+    return BertForSequenceClassification(BertConfig(vocab_size=4096, hidden_size=256, num_hidden_layers=4,
+        num_attention_heads=4, intermediate_size=704, max_position_embeddings=512, pad_token_id=0, num_labels=2))
+
+def texts():
+    "Token ids of texts of 4 to 300 tokens, most of them short, and a class for each"
+    g = torch.Generator().manual_seed(1)
+    sizes = (torch.randn(320, generator=g)*.8+3.5).exp().clamp(4, 300).long().tolist()
+    return [dict(input_ids=torch.randint(9, 4096, (n,), generator=g), label=i%2) for i,n in enumerate(sizes)]
+
+def lmft_classes(folder):
+    import lmft.train.callbacks
+    from fastai.data.core import DataLoaders
+    from lmft.stages.finetuning import ClassDL, labelled_example, tune_learner
+    class Pad: pad_token_id = eos_token_id = sep_token_id = 0
+    rows = [[dict(labelled_example(t['input_ids'].tolist(), {len(t['input_ids'])-1: t['label']}), target=torch.tensor(t['label']))] for t in texts()]
+    kw = dict(tok=Pad(), vocab=('0', '1'), bs=16, by_length=True)
+    dls = DataLoaders(ClassDL(rows, shuffle=True, **kw), ClassDL(rows[:1], **kw), device=torch.device('cpu'))
+    return lambda: lmft_fit(bert(), dls, make=tune_learner, n_epoch=1)
+
+def lmft_answers(folder):
+    from lmft.generation import sample_ids, sampling_config
+    model,tok,rows = asked(folder)
+    def generate(n=ANSWERS['tokens']): return sample_ids(model, tok, rows, sampling_config(model, tok, max(map(len, rows)), n))
+    generate(2)                                                                       # whatever is done once, on both sides
+    return lambda: answered(model, rows, generate)
 
 def lmft_grpo(folder):
     "GRPO as published: the KL in the loss, one update a round"
@@ -142,6 +174,43 @@ def hf_blocks(folder, width, vocab, bs, seq_len, steps):
     ids = blocks(vocab, bs, seq_len, steps).tolist()
     rows = Dataset.from_dict(dict(input_ids=ids, labels=ids))
     return lambda: hf_train(Trainer(llama(width, vocab), hf_args(bs, max_steps=steps), train_dataset=rows))
+
+def hf_classes(folder, **more):
+    from transformers import DataCollatorWithPadding, Trainer
+    rows = [dict(t, input_ids=t['input_ids'].tolist(), attention_mask=[1]*len(t['input_ids'])) for t in texts()]
+    from datasets import Dataset
+    tok = transformers.AutoTokenizer.from_pretrained(folder/'dpo')
+    args = hf_args(16, num_train_epochs=1, **more)
+    return lambda: hf_train(Trainer(bert(), args, train_dataset=Dataset.from_list(rows), data_collator=DataCollatorWithPadding(tok)))
+
+ANSWERS = dict(n=64, tokens=128)
+
+def asked(folder):
+    "A model of random weights that are large enough to wander, its stop tokens one in fifty, and prompts of 8 to 160 tokens"
+    tok,g = transformers.AutoTokenizer.from_pretrained(folder/'dpo'),torch.Generator().manual_seed(0)
+    model = llama(256, 4096, initializer_range=.3).eval()
+    model.generation_config.eos_token_id = [tok.eos_token_id, *torch.randperm(4096, generator=g)[:80].tolist()]
+    sizes = torch.randint(8, 161, (ANSWERS['n'],), generator=g).tolist()
+    return model, tok, [torch.randint(100, 4096, (k,), generator=g).tolist() for k in sizes]
+
+def answered(model, rows, generate):
+    "Tokens of the answers up to their stop token, and seconds; the sum of their ids tells whether two sides agree"
+    found,stops = [],{*model.generation_config.eos_token_id}
+    seconds = timed(lambda: found.extend(generate()))
+    cut = [a[:next((i+1 for i,t in enumerate(a) if t in stops), len(a))] for a in found]
+    return sum(map(len, cut)), seconds, dict(ids=sum((i+1)*t for a in cut for i,t in enumerate(a)))
+
+def hf_answers(folder, **more):
+    model,tok,rows = asked(folder)
+    def generate(n=ANSWERS['tokens']):
+        batch = tok.pad(dict(input_ids=rows), padding_side='left', return_attention_mask=True, return_tensors='pt')
+        ids = batch['input_ids']
+        with torch.no_grad():
+            out = model.generate(input_ids=ids, attention_mask=batch['attention_mask'], do_sample=False, max_new_tokens=n,
+                                 pad_token_id=tok.pad_token_id, **more)
+        return out[:, ids.shape[1]:].tolist()
+    generate(2)
+    return lambda: answered(model, rows, generate)
 
 def trl_sft(folder, **more):
     from datasets import Dataset
@@ -241,6 +310,10 @@ benches = {
                              'lmft, all logits': of(lmft_sft, all_logits=True), 'lmft, packed': of(lmft_sft, packed=True),
                              'TRL': of(trl_sft), 'TRL, by length': of(trl_sft, train_sampling_strategy='group_by_length'),
                              'TRL, packed': of(trl_sft, packing=True)},
+    'classification': {'lmft': of(lmft_classes), 'HF Trainer': of(hf_classes),
+                       'HF Trainer, by length': of(hf_classes, train_sampling_strategy='group_by_length')},
+    'generation': {'lmft': of(lmft_answers), '🤗 generate': of(hf_answers),
+                   '🤗 generate, static': of(hf_answers, cache_implementation='static', disable_compile=True)},
     'DPO, full': on_pairs('full'), 'DPO, LoRA': on_pairs('lora'), 'GRPO': {'lmft': of(lmft_grpo), 'TRL': of(trl_grpo)},
     'loss at vocabulary 128k': {w: of(big_vocabulary, w) for w in ('lmft', 'targets alone', 'HF default')},
     'checkpoints': {'every 100 steps': of(lmft_saving, 100), 'none': of(lmft_saving, 0)}}

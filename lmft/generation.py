@@ -1,7 +1,7 @@
 """Continue a text, answer a question, and compute how probable a given answer is
 
 A model gives a distribution over the next token. Generation samples from it, token by token. 🤗's `generate` does the
-work; a loop of our own would not be faster. This module calls it so that batches, padding and stop tokens are right. It
+work. This module calls it so that batches, padding and stop tokens are right, and so that answers that have ended cost no more time. It
 also computes the log-probability of given answers. Classification by prompt, preferences and evaluation need this.
 
 Docs: https://lmft-org.github.io/lmft/learn/generation.html.md"""
@@ -23,7 +23,7 @@ from .core import LmftError, error_line
 import torch
 import torch.nn.functional as F
 from .progress import progress
-from transformers import GenerationConfig
+from transformers import Cache, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from .data.tokenizers import bos_ids
@@ -94,6 +94,31 @@ def left_pad(
     return {k: batch[k].to(device) for k in ('input_ids', 'attention_mask')}
 
 # %% ../nbs/learn/03_generation.ipynb #d9fa1e34
+_part,_simple = 16,set('max_new_tokens do_sample temperature top_p top_k pad_token_id eos_token_id transformers_version'.split())
+
+def _in_parts(model, batch, config):
+    "As 🤗's `generate`, a few tokens at a time; sequences that have ended leave the batch in between. (prompts, tokens)"
+    ids,mask,stops = batch['input_ids'],batch['attention_mask'],torch.tensor(config.eos_token_id, device=batch['input_ids'].device)
+    live,start,n,cache = torch.arange(len(ids), device=ids.device),ids.shape[1],config.max_new_tokens,None
+    out = ids.new_full((len(ids), n), config.pad_token_id)
+    while len(live) and (done := ids.shape[1]-start)<n:
+        part = copy.copy(config)
+        part.return_dict_in_generate,part.max_new_tokens = True,n-done if done and not isinstance(cache, Cache) else min(_part, n-done)
+        found = model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=part)
+        ids,cache = found.sequences,found.past_key_values
+        out[live, :ids.shape[1]-start] = ids[:, start:]
+        mask,going = F.pad(mask, (0, ids.shape[1]-mask.shape[1]), value=1),~torch.isin(ids[:, start:], stops).any(1)
+        if not going.any(): break
+        if going.float().mean()>.9 or not isinstance(cache, Cache): continue       # copying the cache costs time, too
+        rest = going.nonzero()[:,0]
+        cache.reorder_cache(rest)
+        ids,mask,live = ids[rest],mask[rest],live[rest]
+    ended = torch.isin(out, stops)
+    out[ended.cumsum(1)>ended.long()] = config.pad_token_id                         # a sequence may have gone on within a part
+    return out[:, :n if not ended.any(1).all() else ended.long().argmax(1).max()+1]
+
+
+# %% ../nbs/learn/03_generation.ipynb #76fa63a6
 _one_at_a_time = RLock()                                     # the settings are stored on the model during a call
 
 def sample_ids(
@@ -106,9 +131,12 @@ def sample_ids(
     "Generate with 🤗 under `config` only; the checkpoint's own settings are ignored"
     base,batch = base_of(model),left_pad(rows, tok, model.device)
     names = dict(tokenizer=tok) if config.stop_strings else {}
+    parts = len(rows)>=8 and config.eos_token_id and {*config.to_diff_dict()}<=_simple and not (streamer or virtual_tokens(model))
     with _one_at_a_time, evaluating(model):
         was,base.generation_config = base.generation_config,config
-        try: out = model.generate(**batch, **names, generation_config=config, streamer=streamer)
+        try:
+            if parts: return _in_parts(model, batch, config).tolist()
+            out = model.generate(**batch, **names, generation_config=config, streamer=streamer)
         finally: base.generation_config = was
     return out[:, batch['input_ids'].shape[1]:].tolist()
 

@@ -5,12 +5,17 @@ from tempfile import mkdtemp
 
 import pytest, torch
 import torch.nn.functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, GenerationConfig,
+                          PreTrainedTokenizerFast)
 from transformers.utils import logging
 
+import lmft.generation
 import lmft.models.adapters
 from lmft.core import LmftError
 from lmft.data.loaders import lm_dls, make_batch
+from lmft.generation import left_pad, sample_ids
 from lmft.models.loading import load_model
 from lmft.models.methods import methods, trainable
 from lmft.models.parts import base_of, is_causal
@@ -190,6 +195,25 @@ def table():
             if len({*cells.values()})==1 and (why := next(iter(cells.values()))): rows.append(dict(family=name, stage=stage, why=why))
             else: rows.append(dict(family=name, stage=stage, causal=is_causal(base), packs=can_pack(base), **cells))
     return rows
+
+@pytest.mark.parametrize('name', [n for n in archs if n!='t5' and is_causal(base_model(n))])
+def test_generation_in_parts(name, monkeypatch):
+    "Answers that have ended leave the batch; the others are those of 🤗 in one call"
+    model,g = base_model(name).eval(),torch.Generator().manual_seed(0)
+    rows = [torch.randint(4, V, (int(n),), generator=g).tolist() for n in torch.randint(2, 30, (16,), generator=g)]
+    stops = torch.randperm(V, generator=g)[:9].tolist()
+    config = GenerationConfig(max_new_tokens=24, do_sample=False, pad_token_id=0, eos_token_id=stops)
+    tok = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({'<pad>': 0}, '<pad>')), pad_token='<pad>')
+    batch,sizes = left_pad(rows, tok, 'cpu'),[]
+    with torch.no_grad(): whole = model.generate(**batch, generation_config=config)[:, batch['input_ids'].shape[1]:].tolist()
+    monkeypatch.setattr(lmft.generation, '_part', 4)
+    with model.register_forward_pre_hook(lambda m,args,kwargs: sizes.append(len(kwargs['input_ids'])), with_kwargs=True):
+        assert sample_ids(model, tok, rows, config)==whole
+    left = whole
+    for n in range(4, len(whole[0]), 4):          # a tenth of them has ended: they leave
+        going = [r for r in left if not {*r[:n]} & {*stops}]
+        if going and len(going)<=.9*len(left): left = going
+    assert sizes[-1]==(len(rows) if name=='mamba' else len(left))             # its state is no cache, so it stays whole
 
 def test_enough(): assert len(archs)>=26 and {h.partition(':')[0] for h in hows} | {'gradual'}=={*methods}
 

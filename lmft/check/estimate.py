@@ -27,8 +27,8 @@ from ..train.learner import TermLoss, lm_learner, token_loss
 from ..models.wrapper import HFModel, can_pack
 from ..models.loading import adapter_config, archs, heads, read_config, sizes
 from ..models.methods import add_adapter, trainable
-from ..models.parts import base_of, blocks_of, count_params, head_kind, virtual_tokens
-from ..train.speed import checkpoint_blocks
+from ..models.parts import base_of, blocks_of, count_params, head_kind, head_of, virtual_tokens
+from ..train.speed import _head_off, checkpoint_blocks, head_loss, large_head, loss_cbs, losses_of
 
 import psutil
 import torch
@@ -44,6 +44,7 @@ from transformers import AutoConfig
 # %% ../../nbs/reference/estimate.ipynb #899447cc
 _aten = torch.ops.aten
 _sdpa = '_scaled_dot_product_flash_attention'
+_in_chunks = 'torch_nn::_linear_cross_entropy_batch_chunked'
 _on_gpu = {getattr(_aten, f'{_sdpa}_for_cpu{way}'): getattr(_aten, _sdpa+way) for way in ('', '_backward')}
 
 class Meter(TorchDispatchMode):
@@ -83,7 +84,7 @@ def _track(self:Meter, tensor) -> int:
     self.known.add(key)
     self.live[phase] += n
     weakref.finalize(storage, self._free, key, n, phase)
-    if self.live.total()>self.peak: self.peak,self.at_peak = self.live.total(),dict(self.live)
+    self._seen()
     return n
 
 @patch
@@ -95,8 +96,20 @@ def _free(self:Meter, key, n, phase):
 def _work(self:Meter, func, args, kwargs, out, writes):
     name = _on_gpu.get(func._overloadpacket, func._overloadpacket)
     self.n_ops += 1
-    if name in flop_registry: self.flops += flop_registry[name](*args, **kwargs, out_val=out)
+    if func._schema.name==_in_chunks: self._chunks(*args)
+    elif name in flop_registry: self.flops += flop_registry[name](*args, **kwargs, out_val=out)
     elif writes: self.moved += sum(t.nbytes for t in tree_leaves((args, kwargs, out)) if torch.is_tensor(t))
+
+@patch
+def _chunks(self:Meter, h, W, y, bias, weight, reduction, ignored, smoothing, n, *options):
+    "torch's loss in chunks: a product for the logits and one for each gradient; the logits of a chunk, which their gradient replaces"
+    self.flops += 2*len(h)*W.numel()*(1+options[-3]+options[-2])
+    self._seen(n*len(W)*W.itemsize)
+
+@patch
+def _seen(self:Meter, more=0):
+    "Note the peak, with `more` bytes inside of an operation"
+    if (now := self.live.total()+more)>self.peak: self.peak,self.at_peak = now,self.live | {self.phase: self.live[self.phase]+more}
 
 # %% ../../nbs/reference/estimate.ipynb #67e46635
 def _config(model, arch, vocab_size, seq_len):
@@ -146,6 +159,27 @@ def _fake_batch(model, bs, seq_len, n_kept, device):
     if model.spans: return b, ints(2*bs)
     return (b, ints(n_kept), ints(bs)) if model.kind=='pretraining' else (b, ints(n_kept))
 
+def _unchanged(model, meter, device):
+    "Are the logits what the head computes? If the model changes them, or has several, `FusedLoss` is not used"
+    if model.kind not in ('causal', 'masked'): return False
+    seen,n,meter.n_kept = [],meter.n_kept,1
+    with head_of(model.hf).register_forward_hook(lambda m,args,out: seen.append(out)): pred = model(_fake_batch(model, 1, 4, 1, device)[0])
+    meter.n_kept = n
+    return len(seen)==1 and pred is seen[0]
+
+def _fused(model, inputs, targets):
+    "The mean loss as `FusedLoss` computes it"
+    head = head_of(model.hf)
+    with _head_off(head): h = model(inputs)
+    return head_loss(h, head, targets, amp=model.amp)/len(targets)
+
+@torch.no_grad()
+def _validated(model, batch, meter):
+    "Validation has all logits, and with `FusedLoss` it may need the most memory; its work is not that of a step"
+    meter.phase,work = 'activations',(meter.flops, meter.moved, meter.n_ops)
+    losses_of(model.eval()(batch[0]), batch[1])
+    meter.flops,meter.moved,meter.n_ops = work
+
 # %% ../../nbs/reference/estimate.ipynb #cab237b9
 def dry_run(
     hf,                # 🤗 or peft model on the meta device
@@ -164,6 +198,7 @@ def dry_run(
         model.train()
         base_of(hf).tie_weights()
         if model.per_row: meter.n_kept = bs
+        fused = large_head(hf, precision) and _unchanged(model, meter, device)
         model.amp,loss_func = None if precision=='fp32' else dtypes[precision],TermLoss(_losses)
         params = [p for p in model.parameters() if p.requires_grad]
         opt = Muon(params, hidden_matrices(hf), fused=True) if optimizer=='muon' else AdamW(params, fused=True)
@@ -172,13 +207,14 @@ def dry_run(
             for _ in range(n_acc):
                 meter.phase = 'activations'
                 inputs,*targets = _fake_batch(model, bs, seq_len, meter.n_kept, device)
-                loss = loss_func(model(inputs), *targets)
+                loss = _fused(model, inputs, *targets) if fused else loss_func(model(inputs), *targets)
                 meter.phase = 'gradients'
                 loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.)
             meter.phase = 'optimizer'
             opt.step()
             opt.zero_grad()
+        if fused: _validated(model, _fake_batch(model, bs, seq_len, meter.n_kept, device), meter)
     return meter
 
 # %% ../../nbs/reference/estimate.ipynb #47576daf
@@ -278,6 +314,7 @@ def _real_run(model, method='full', bs=8, seq_len=256, n_acc=1, precision='auto'
     learn = lm_learner(dls, _without_weights(*made_of, **options), lr=1e-4, cbs=[clock, *mixed_precision(precision)])
     if optimizer=='muon': learn.opt_func = partial(muon, matrices=hidden_matrices(learn.model))
     if gradient_checkpointing: checkpoint_blocks(learn.model.hf)
+    learn.add_cbs(loss_cbs(learn))
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     peak = torch.cuda.max_memory_allocated() if device.type=='cuda' else _resident('VmHWM')-before
     return dict(peak=peak, seconds_per_step=min(clock.seconds[1:] or clock.seconds))

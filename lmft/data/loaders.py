@@ -14,6 +14,7 @@ __all__ = ['pack', 'make_batch', 'LMDL', 'row_len', 'by_length_order', 'lm_dls',
 # %% ../../nbs/learn/01_batches.ipynb #ae34ab88
 import html, random
 from array import array
+from itertools import accumulate
 
 from ..core import LmftError, pick_device
 from .examples import clm_examples, fit_length, sft_examples
@@ -49,12 +50,7 @@ def pack(
     return rows
 
 # %% ../../nbs/learn/01_batches.ipynb #07757d9c
-def _row(examples, shift):
-    "One sequence: `input_ids`, `targets` (-100: no prediction) and `position_ids` of its concatenated examples"
-    ids = torch.cat([e['input_ids'] for e in examples])
-    if shift: y = torch.cat([F.pad(e['labels'][1:], (0,1), value=-100) for e in examples])
-    else: y = torch.cat([e['labels'] for e in examples])
-    return ids, y, torch.cat([torch.arange(len(e['input_ids'])) for e in examples])
+def _joined(rows, k): return [r[0][k] if len(r)==1 else torch.cat([e[k] for e in r]) for r in rows]
 
 # %% ../../nbs/learn/01_batches.ipynb #62b15d90
 def make_batch(
@@ -65,16 +61,21 @@ def make_batch(
     left:bool=False,    # Pad on the left, as generation does; not with `packed`
 ) -> tuple:
     "`({input_ids, position_ids, loss_mask, n_tokens[, attention_mask]}, targets)`; shapes (sequences, tokens), (tokens in the loss,)"
-    ids,y,pos = zip(*(_row(r, shift) for r in rows))
+    ids,y = _joined(rows, 'input_ids'),_joined(rows, 'labels')
     n,T = [*map(len, ids)],max(map(len, ids))
     def fill(vs, value=0): return pad_sequence(vs, True, value, 'left' if left else 'right')
-    if not left: pos = [torch.cat([p, torch.arange(T-len(p))]) if len(p)<T else p for p in pos]
-    ids,y,pos = fill(ids, pad_id),fill(y, -100),fill(pos)
+    ids,y,pos = fill(ids, pad_id),fill(y, -100),torch.arange(T).repeat(len(rows), 1)
+    if shift: y = F.pad(y[:, 1:], (0, 1), value=-100)
+    for i,r in enumerate(rows):
+        for start in accumulate((len(e['input_ids']) for e in r), initial=T-n[i] if left else 0):
+            if not 0<start<T: continue
+            pos[i, start:] = torch.arange(T-start)
+            if shift: y[i, start-1] = -100                          # the text before a document does not predict it
     loss_mask = y!=-100
     inputs = dict(input_ids=ids, position_ids=pos, loss_mask=loss_mask, n_tokens=torch.tensor(sum(n)))
     if not packed: inputs['attention_mask'] = fill([torch.ones(k, dtype=torch.long) for k in n])
     if 'token_type_ids' in rows[0][0]:
-        inputs['token_type_ids'] = fill([torch.cat([e['token_type_ids'] for e in r]) for r in rows])
+        inputs['token_type_ids'] = fill(_joined(rows, 'token_type_ids'))
     return inputs, y[loss_mask]
 
 # %% ../../nbs/learn/01_batches.ipynb #6755ace9
