@@ -59,6 +59,7 @@ def lmft_blocks(folder, width, vocab, bs, seq_len, steps):
 
 def lmft_sft(folder, packed=False, by_length=True, all_logits=False):
     import lmft.train.callbacks
+    from lmft.train import speed
     from lmft.data.examples import fit_length, sft_examples
     from lmft.data.loaders import lm_dls
     from lmft.data.tokenizers import load_tokenizer
@@ -68,7 +69,7 @@ def lmft_sft(folder, packed=False, by_length=True, all_logits=False):
     exs,_,_ = fit_length(sft_examples(read_records([folder/'instructions.jsonl']), tok), 512)
     dls = lm_dls(exs, exs[:1], tok, 512, bs=8, packed=packed)
     dls.train.by_length = by_length and dls.train.by_length
-    if all_logits: HFModel._logits = lambda self, b, loss_mask: self.hf(**b).logits[loss_mask]
+    if all_logits: HFModel._logits,speed.loss_cbs = (lambda self, b, loss_mask: self.hf(**b).logits[loss_mask]),(lambda learn: [])
     return lambda: lmft_fit(llama(256, 4096), dls, n_epoch=1)
 
 def lmft_dpo(folder, method):

@@ -28,7 +28,7 @@ from ..models.wrapper import HFModel, can_pack
 from ..models.loading import adapter_config, archs, heads, read_config, sizes
 from ..models.methods import add_adapter, trainable
 from ..models.parts import base_of, blocks_of, count_params, head_kind, head_of, virtual_tokens
-from ..train.speed import _head_off, checkpoint_blocks, head_loss, large_head, loss_cbs, losses_of
+from ..train.speed import head_off, checkpoint_blocks, head_loss, large_head, loss_cbs, losses_of
 
 import psutil
 import torch
@@ -170,7 +170,7 @@ def _unchanged(model, meter, device):
 def _fused(model, inputs, targets):
     "The mean loss as `FusedLoss` computes it"
     head = head_of(model.hf)
-    with _head_off(head): h = model(inputs)
+    with head_off(head): h = model(inputs)
     return head_loss(h, head, targets, amp=model.amp)/len(targets)
 
 @torch.no_grad()
